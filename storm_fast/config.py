@@ -1,0 +1,328 @@
+"""Every hyper-parameter, with its unit and its source, and the presets `storm`, `paper` and `tiny`.
+
+`storm` follows the released code, which produced the published scores; `paper` follows the paper's equations
+where the two differ; `tiny` is small enough to learn Freeway on two CPU cores in minutes. Sources: "Table 10"
+and "eq." are STORM's; "released" is the authors' code; "ours" is this project's choice, and the field's text
+says why. Fields marked DEVIATION change numerics or order against the released code; their defaults do not.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from storm_fast.errors import InputError
+
+
+def _want(condition: bool, wanted: str, got: object) -> None:
+    if not condition:
+        raise InputError(f"want {wanted}; got {got}")
+
+
+@dataclass(frozen=True)
+class EnvConfig:
+    """The Atari environment (STORM sec. 4.1 and Table 10)."""
+
+    num_envs: int = 1
+    """games played side by side (released: 1)"""
+    sticky: float = 0.25
+    """probability, per emulator frame, that the previous action is repeated (released, ALE v5; peers use 0)"""
+    full_action_space: bool = False
+    """all 18 actions instead of the game's minimal set (released: False)"""
+    frame_skip: int = 4
+    """emulator frames per step, the action repeated (Table 10)"""
+    frame_cap: int = 108_000
+    """emulator frames after which an episode is truncated (ALE v5: 30 minutes of play)"""
+
+    def __post_init__(self) -> None:
+        _want(self.num_envs >= 1, "--num-envs of at least 1", self.num_envs)
+        _want(0 <= self.sticky < 1, "--sticky in [0, 1)", self.sticky)
+        _want(self.frame_skip >= 1, "--frame-skip of at least 1", self.frame_skip)
+        _want(self.frame_cap >= self.frame_skip, "--frame-cap of at least --frame-skip", self.frame_cap)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The world model: sizes, losses, optimiser (STORM sec. 3.1, Tables 3 to 10)."""
+
+    stem_channels: int = 32
+    """channels after the first convolution, doubled by each of the three that follow (Table 3)"""
+    latents: int = 32
+    """categorical variables per frame, G (sec. 3.1)"""
+    classes: int = 32
+    """classes per categorical variable, C (sec. 3.1)"""
+    width: int = 512
+    """transformer feature dimension, D; also the hidden width of the heads (Table 10)"""
+    layers: int = 2
+    """transformer blocks; 4 and 6 are the paper's ablation (Table 10, fig. 3b)"""
+    heads: int = 8
+    """attention heads of width / heads each (Table 10)"""
+    dropout: float = 0.1
+    """dropout probability in the transformer blocks (Table 10)"""
+    max_positions: int = 64
+    """rows of the learned position table (Table 6; released: 64 whatever the batch length)"""
+    unimix: float = 0.01
+    """share of the uniform distribution mixed into every latent distribution (released; DV3)"""
+    bins: int = 255
+    """two-hot bins over symlog values in [-20, 20], V (Table 9, DV3)"""
+    batch: int = 16
+    """replay windows per world-model update, B1 (Table 10)"""
+    demonstration_batch: int = 4
+    """further windows per update from the demonstration, if there is one (released)"""
+    length: int = 64
+    """steps per window, T (Table 10)"""
+    reconstruction_weight: float = 1.0
+    """factor of the reconstruction loss (eq. 3). DEVIATION in `tiny`: 2, small encoders neglect small objects"""
+    reward_weight: float = 1.0
+    """factor of the reward loss (eq. 3). DEVIATION in `tiny`: 10, a rare reward is otherwise not learned in time"""
+    dynamics_weight: float = 0.5
+    """beta_1, factor of the dynamics loss (eq. 3)"""
+    representation_weight: float = 0.1
+    """beta_2, factor of the representation loss (eq. 3)"""
+    free_nats: float = 1.0
+    """KL in nats below which it is not reduced further (eq. 5)"""
+    free_nats_per: Literal["batch", "step"] = "batch"
+    """whether max(free_nats, KL) is taken of the batch's mean (released) or of every step's KL (eq. 5)"""
+    decoder_input: Literal["posterior", "prior"] = "posterior"
+    """the latent that is reconstructed; `prior` is the ablation "decoder at rear" (fig. 3a)"""
+    predictor_input: Literal["hidden", "latent"] = "hidden"
+    """what reward and end are read from; `latent` is the ablation "predictor at front" (fig. 3a)"""
+    posterior_norm: float = 0.0
+    """0: none (released). DEVIATION in `tiny`: batch normalisation of the posterior logits times this, so that
+    the latents are used from the first update on"""
+    center_frames: bool = False
+    """DEVIATION in `tiny`: subtract the warm-up's mean frame before the encoder and add it after the decoder, so
+    that the small model spends itself on what moves"""
+    model_lr: float = 1e-4
+    """learning rate of Adam, eps 1e-8 (Table 10)"""
+    model_clip: float = 1000.0
+    """largest global norm of the gradient (Table 10)"""
+
+    def __post_init__(self) -> None:
+        _want(self.width % self.heads == 0, "--width divisible by --heads", (self.width, self.heads))
+        _want(2 <= self.length <= self.max_positions, "--length in [2, --max-positions]", self.length)
+        _want(self.batch >= 1, "--batch of at least 1", self.batch)
+        _want(0 <= self.dropout < 1, "--dropout in [0, 1)", self.dropout)
+
+
+@dataclass(frozen=True)
+class ImagineConfig:
+    """Imagination: how many trajectories, how long, from where (STORM sec. 3.2)."""
+
+    imagine_batch: int = 1024
+    """imagined trajectories per agent update that start in the replay, B2 (Table 10)"""
+    imagine_demonstration_batch: int = 256
+    """further trajectories that start in the demonstration, if there is one (released)"""
+    context: int = 8
+    """real steps that precede each imagined trajectory, C (Table 10)"""
+    horizon: int = 16
+    """imagined steps, L (Table 10)"""
+    context_source: Literal["replay", "model_batch"] = "replay"
+    """`replay`: contexts are sampled and encoded anew (released). DEVIATION in `tiny`: `model_batch`, they are cut
+    from the latents of the last world-model update, which saves the second encoding"""
+
+    def __post_init__(self) -> None:
+        _want(self.imagine_batch >= 1, "--imagine-batch of at least 1", self.imagine_batch)
+        _want(self.context >= 1, "--context of at least 1", self.context)
+        _want(self.horizon >= 1, "--horizon of at least 1", self.horizon)
+
+
+@dataclass(frozen=True)
+class AgentConfig:
+    """Actor and critic (STORM sec. 3.2, eqs. 6 to 10)."""
+
+    agent_width: int = 512
+    """hidden width of actor and critic (Table 9: D)"""
+    agent_state: Literal["latent+hidden", "latent", "hidden", "reconstruction"] = "latent+hidden"
+    """what the agent sees: [z, h] (eq. 6), or the ablations z, h and the decoded frame (fig. 4)"""
+    gamma: float = 0.985
+    """discount per step (Table 10)"""
+    lam: float = 0.95
+    """lambda of the lambda-return (Table 10)"""
+    entropy: float = 3e-4
+    """eta, factor of the policy's entropy in nats (Table 10)"""
+    bootstrap: Literal["current", "next"] = "current"
+    """the value mixed into the lambda-return at step t: V(s_t) (released) or V(s_{t+1}) (eq. 8)"""
+    critic_loss: Literal["two_hot", "squared"] = "two_hot"
+    """cross-entropy to the two-hot target (released, and DV3, which the paper follows), or the squared error that
+    eq. 7b prints"""
+    critic_target: Literal["lambda_return", "value"] = "lambda_return"
+    """what the critic is held to by its slow copy: that copy's lambda-return (released) or its V(s_t) (eq. 7b)"""
+    slow_weight: float = 1.0
+    """factor of that regulariser (eq. 7b)"""
+    slow_decay: float = 0.98
+    """sigma, decay per update of the slow critic (Table 10, eq. 10)"""
+    return_scale: Literal["ema", "batch"] = "ema"
+    """percentiles of the return behind S: moving averages (released) or the batch's own (eq. 9)"""
+    return_decay: float = 0.99
+    """decay per update of those moving averages, which start at 0 (released)"""
+    imagined_end: Literal["hard", "weighted"] = "hard"
+    """`hard`: an end is predicted when its logit is positive, and later steps still count (released);
+    `weighted`: the end is a probability and each step counts by the discounted chance of being reached (DV3)"""
+    agent_lr: float = 3e-5
+    """learning rate of Adam, eps 1e-5 (Table 10; eps: released)"""
+    agent_clip: float = 100.0
+    """largest joint global norm of the gradients of actor and critic (Table 10)"""
+    agent_start: int = 0
+    """world-model updates before the agent's first (released: 0). DEVIATION in `tiny`: 300, imagination in an
+    untrained model teaches nothing"""
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """How collecting, learning and acting follow each other (STORM Table 10 and the released loop)."""
+
+    warmup: int = 1024
+    """steps with random actions before learning starts (released)"""
+    capacity: int = 100_000
+    """steps in the replay, a first-in-first-out ring (released)"""
+    model_every: int = 1
+    """steps per world-model update, counted over all environments (Table 10)"""
+    agent_every: int = 1
+    """steps per agent update, counted over all environments (Table 10)"""
+    acting_context: int = 16
+    """newest steps the policy sees (Table 10, "environment context length")"""
+    acting_latent: Literal["prior", "posterior"] = "prior"
+    """`prior`: z is predicted from the past, the newest frame is not yet seen, as in imagination (released);
+    `posterior`: z is encoded from the newest frame. DEVIATION in `tiny`, whose prior is weaker"""
+    acting_at_end: Literal["keep", "clear"] = "keep"
+    """whether the acting context survives the end of an episode (released: keep)"""
+
+    def __post_init__(self) -> None:
+        _want(self.model_every >= 1, "--model-every of at least 1", self.model_every)
+        _want(self.agent_every >= 1, "--agent-every of at least 1", self.agent_every)
+        _want(self.acting_context >= 1, "--acting-context of at least 1", self.acting_context)
+        _want(self.warmup >= 0, "--warmup of at least 0", self.warmup)
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run. Nested groups are flat on the command line: `--gamma 0.9`, not `--agent.gamma`."""
+
+    preset: str = "storm"
+    """the preset these values started from"""
+    game: str = "Pong"
+    """Atari game, named as in ALE/<game>-v5"""
+    steps: int = 102_000
+    """agent steps of 4 emulator frames each, over all environments (released: 102,000; paper: 100,000)"""
+    scored_step: int | None = 100_000
+    """the checkpoint that is evaluated unless another is named; None: the last (released: 100,000)"""
+    seed: int = 1
+    """seeds the environments, the weights and every draw"""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda` or `cuda:<i>`; auto takes a GPU where there is one"""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """of matrix products; auto: bf16 where the device has it in hardware, fp32 elsewhere (released: bf16)"""
+    compile: bool = False
+    """capture the whole step as CUDA graphs (not available yet: the step runs eagerly, and says so)"""
+    demonstration: str = "none"
+    """`none`; `scripted`, recorded on the spot by a scripted policy (Freeway); or a file.npz (sec. 5.3)"""
+    checkpoint_every: int = 2500
+    """steps between checkpoints (sec. 4.2)"""
+    log_every: int = 100
+    """steps between two rows of metrics"""
+    env: EnvConfig = field(default_factory=EnvConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    imagine: ImagineConfig = field(default_factory=ImagineConfig)
+    agent: AgentConfig = field(default_factory=AgentConfig)
+    loop: LoopConfig = field(default_factory=LoopConfig)
+
+    def __post_init__(self) -> None:
+        _want(self.steps >= 1, "--steps of at least 1", self.steps)
+        _want(self.log_every >= 1, "--log-every of at least 1", self.log_every)
+        _want(self.checkpoint_every >= 1, "--checkpoint-every of at least 1", self.checkpoint_every)
+        longest = self.imagine.context + self.imagine.horizon
+        wanted = "--context plus --horizon of at most --max-positions"
+        _want(longest <= self.model.max_positions, wanted, longest)
+        wanted = "--acting-context of at most --max-positions"
+        _want(self.loop.acting_context <= self.model.max_positions, wanted, self.loop.acting_context)
+        rows = self.loop.capacity // self.env.num_envs
+        _want(rows >= self.model.length, "--capacity of at least one window per environment", self.loop.capacity)
+        filled = self.loop.warmup // self.env.num_envs
+        needed = max(self.model.length, self.imagine.context)
+        wanted = f"--warmup of at least {needed} steps per environment, a whole window"
+        _want(filled >= needed, wanted, f"{self.loop.warmup} over {self.env.num_envs}")
+        if self.imagine.context_source == "model_batch":
+            _want(self.imagine.context <= self.model.length, "--context of at most --length", self.imagine.context)
+            wanted = "--agent-every a multiple of --model-every where contexts come from the model's batch"
+            _want(self.loop.agent_every % self.loop.model_every == 0, wanted, self.loop.agent_every)
+
+
+def _paper() -> Config:
+    storm = Config()
+    return replace(
+        storm,
+        preset="paper",
+        steps=100_000,
+        scored_step=None,
+        model=replace(storm.model, free_nats_per="step"),
+        agent=replace(storm.agent, bootstrap="next", critic_target="value", return_scale="batch"),
+    )
+
+
+def _tiny() -> Config:
+    return Config(
+        preset="tiny",
+        game="Freeway",
+        steps=9_000,
+        scored_step=None,
+        demonstration="scripted",
+        checkpoint_every=3_000,
+        log_every=200,
+        env=EnvConfig(num_envs=4),
+        model=ModelConfig(
+            stem_channels=8,
+            latents=16,
+            classes=16,
+            width=128,
+            layers=1,
+            heads=4,
+            batch=2,
+            demonstration_batch=2,
+            length=32,
+            reward_weight=10.0,
+            reconstruction_weight=2.0,
+            posterior_norm=3.0,
+            center_frames=True,
+            model_lr=1e-3,
+        ),
+        imagine=ImagineConfig(imagine_batch=96, imagine_demonstration_batch=0, context=4, context_source="model_batch"),
+        agent=AgentConfig(agent_width=128, agent_lr=3e-4, agent_start=300),
+        loop=LoopConfig(model_every=4, agent_every=4, acting_latent="posterior"),
+    )
+
+
+PRESETS = {"storm": Config, "paper": _paper, "tiny": _tiny}
+
+
+def preset(name: str) -> Config:
+    """The configuration called `name`. Raises InputError for a name that is none."""
+    if name not in PRESETS:
+        raise InputError(f"want a preset of {', '.join(PRESETS)}; got {name!r}")
+    return PRESETS[name]()
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """The configuration as nested plain values, for config.json."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(values: dict[str, Any]) -> Config:
+    """The configuration that `to_dict` wrote. Raises InputError for fields that do not exist or are missing."""
+    groups = {f.name: f.default_factory for f in dataclasses.fields(Config) if dataclasses.is_dataclass(f.type)}
+
+    def build(kind: Any, given: dict[str, Any]) -> Any:
+        names = {f.name for f in dataclasses.fields(kind)}
+        if names != set(given):
+            wrong = ", ".join(sorted(names ^ set(given)))
+            raise InputError(f"want the fields of {kind.__name__} in the saved configuration; wrong or missing: {wrong}")
+        return kind(**{k: build(groups[k], v) if k in groups else v for k, v in given.items()})
+
+    config: Config = build(Config, values)
+    return config
+
+
+def flat(config: Config) -> dict[str, Any]:
+    """Every field by its name on the command line, groups dissolved."""
+    values = to_dict(config)
+    groups = {name: values.pop(name) for name in [k for k, v in values.items() if isinstance(v, dict)]}
+    return values | {k: v for group in groups.values() for k, v in group.items()}

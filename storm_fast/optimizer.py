@@ -1,0 +1,35 @@
+"""Adam behind a clipped gradient: one update of the world model or of the agent."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Optimizer:
+    """Adam over a module's trainable parameters, their gradient clipped to a global norm before each step."""
+
+    def __init__(self, module: nn.Module, lr: float, eps: float, clip: float) -> None:
+        """Args: learning rate, Adam's eps, and the largest global L2 norm of the gradient."""
+        self.parameters = [p for p in module.parameters() if p.requires_grad]
+        self.clip = clip
+        self.adam = torch.optim.Adam(self.parameters, lr=lr, eps=eps, fused=True)
+
+    def backward(self, loss: Tensor) -> None:
+        """Replace the gradients by those of `loss`."""
+        self.adam.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    def step(self) -> Tensor:
+        """Clip, update the parameters in place, and give the gradient's norm before clipping, 0-d."""
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.clip)
+        self.adam.step()
+        return norm
+
+    def state_dict(self) -> dict[str, Any]:
+        """Moments and step counts."""
+        return self.adam.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` gave."""
+        self.adam.load_state_dict(state)

@@ -1,0 +1,100 @@
+"""The replay: a ring of uint8 frames on the training device; a batch is one gather."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from storm_fast.errors import InputError
+
+
+class Batch(NamedTuple):
+    """B windows of T consecutive steps; all on the training device."""
+
+    obs_BTYXP: Tensor  # uint8, what was seen
+    action_BT: Tensor  # int64, what was done on seeing it
+    reward_BT: Tensor  # float32, what that earned
+    end_BT: Tensor  # bool, whether that ended the episode or lost a life
+
+
+class Replay:
+    """The newest steps of N environments, first in, first out.
+
+    Memory: 12,288 bytes a step for frames of 64 x 64 x 3, 13 for the rest: 1.23 GB for 100,000 steps.
+    """
+
+    def __init__(self, capacity: int, N: int, frame: tuple[int, int, int], device: torch.device) -> None:
+        """Allocate for `capacity` steps in all, capacity // N of each environment."""
+        self.rows, self.num_envs = capacity // N, N
+        if self.rows < 1:
+            raise InputError(f"want a replay of at least one step per environment; got {capacity} over {N}")
+        self.obs = torch.zeros(self.rows, N, *frame, dtype=torch.uint8, device=device)
+        self.action = torch.zeros(self.rows, N, dtype=torch.int64, device=device)
+        self.reward = torch.zeros(self.rows, N, device=device)
+        self.end = torch.zeros(self.rows, N, dtype=torch.bool, device=device)
+        self.appended = 0  # rows ever appended; row r lies at r % rows
+        self._appended = torch.zeros((), dtype=torch.int64, device=device)  # the same, where sampling reads it
+
+    def append(self, obs_NYXP: Tensor, action_N: Tensor, reward_N: Tensor, end_N: Tensor) -> None:
+        """Add one step of every environment, dropping the oldest when full. Copies; any device."""
+        row = self.appended % self.rows
+        self.obs[row].copy_(obs_NYXP, non_blocking=True)
+        self.action[row].copy_(action_N, non_blocking=True)
+        self.reward[row].copy_(reward_N, non_blocking=True)
+        self.end[row].copy_(end_N, non_blocking=True)
+        self.appended += 1
+        self._appended += 1
+
+    def __len__(self) -> int:
+        """Steps held, over all environments."""
+        return min(self.appended, self.rows) * self.num_envs
+
+    def sample(self, B: int, T: int, generator: torch.Generator) -> Batch:
+        """B windows of T steps, uniform over environments and starts; none spans the ring's seam.
+
+        A window may cross an episode's end. Nothing here reads the device from the host.
+
+        Raises:
+            ValueError: when fewer than T rows are held.
+        """
+        if min(self.appended, self.rows) < T:
+            raise ValueError(f"want at least {T} steps per environment to cut a window; got {self.appended}")
+        device = self.obs.device
+        # Uniforms times a device-side count rather than randint: the bound grows while a captured graph stays.
+        u_2B = torch.rand(2, B, generator=generator, device=device)
+        held = self._appended.clamp_max(self.rows)
+        starts = held - T + 1
+        start_B = (u_2B[0] * starts).long().minimum(starts - 1)
+        env_B = (u_2B[1] * self.num_envs).long().clamp_max(self.num_envs - 1)
+        oldest = self._appended - held
+        row_BT = (oldest + start_B[:, None] + torch.arange(T, device=device)) % self.rows
+        index_N = (row_BT * self.num_envs + env_B[:, None]).flatten()
+        fields = (self.obs, self.action, self.reward, self.end)
+        return Batch(*(f.flatten(0, 1).index_select(0, index_N).unflatten(0, (B, T)) for f in fields))
+
+    def mean_frame(self) -> Tensor:
+        """The mean over all frames held, float32 in [0, 1], [Y, X, P]."""
+        held = min(self.appended, self.rows)
+        return self.obs[:held].flatten(0, 1).float().mean(0) / 255
+
+    def rows_since(self, first: int) -> dict[str, Tensor]:
+        """Copies of rows `first` to the newest, oldest first, on the host. What a checkpoint writes."""
+        if not self.appended - self.rows <= first <= self.appended:
+            raise ValueError(f"want a row that is still held or the next; got {first} of {self.appended}")
+        index = torch.arange(first, self.appended, device=self.obs.device) % self.rows
+        fields = {"obs": self.obs, "action": self.action, "reward": self.reward, "end": self.end}
+        return {k: f.index_select(0, index).cpu() for k, f in fields.items()}
+
+    def restore(self, first: int, rows: dict[str, Tensor]) -> None:
+        """Put back what `rows_since(first)` gave; rows restored later must follow."""
+        count = len(rows["action"])
+        index = torch.arange(first, first + count, device=self.obs.device) % self.rows
+        for name, field in {"obs": self.obs, "action": self.action, "reward": self.reward, "end": self.end}.items():
+            field[index] = rows[name].to(field.device)
+        self.appended = first + count
+        self._appended.fill_(self.appended)
+
+
+def concat(batches: list[Batch]) -> Batch:
+    """One batch of all windows, in order."""
+    return Batch(*(torch.cat(parts) for parts in zip(*batches, strict=True))) if len(batches) > 1 else batches[0]

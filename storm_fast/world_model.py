@@ -1,0 +1,222 @@
+"""The world model: frames to categorical latents and back, and what follows from them (STORM sec. 3.1)."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from storm_fast.config import ModelConfig
+from storm_fast.kernels import categorical, twohot
+from storm_fast.mlp import mlp
+from storm_fast.replay import Batch
+from storm_fast.transformer import Transformer
+
+FRAME = (64, 64, 3)  # rows, columns, colours of every observation
+_GRID = 4  # rows and columns that four halvings leave
+
+
+class Encoder(nn.Module):
+    """Four halving convolutions, batch-normalised (STORM Table 3): [N, 3, 64, 64] -> [N, 16 * 8 * stem]."""
+
+    def __init__(self, stem: int) -> None:
+        super().__init__()
+        sizes = [FRAME[2], stem, 2 * stem, 4 * stem, 8 * stem]
+        pairs = list(zip(sizes, sizes[1:], strict=False))
+        self.convs = nn.ModuleList(nn.Conv2d(i, o, 4, stride=2, padding=1, bias=False) for i, o in pairs)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(o) for _, o in pairs)
+
+    def forward(self, image_NPYX: Tensor) -> Tensor:
+        """Embeddings flattened as channels, rows, columns; the definition, in training and evaluation."""
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            image_NPYX = torch.relu(norm(conv(image_NPYX)))
+        return image_NPYX.flatten(1)
+
+    def folded(self, image_NPYX: Tensor) -> Tensor:
+        """As `forward` in evaluation mode, with each normalisation folded into its convolution's weights."""
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            assert isinstance(conv, nn.Conv2d)
+            assert isinstance(norm, nn.BatchNorm2d)
+            assert norm.running_mean is not None
+            assert norm.running_var is not None
+            scale_P = norm.weight * (norm.running_var + norm.eps).rsqrt()
+            weight = conv.weight * scale_P[:, None, None, None]
+            shift_P = norm.bias - norm.running_mean * scale_P
+            image_NPYX = nn.functional.conv2d(image_NPYX, weight, shift_P, conv.stride, conv.padding).relu_()
+        return image_NPYX.flatten(1)
+
+
+class Decoder(nn.Module):
+    """Linear and four doubling transposed convolutions (STORM Table 4): [N, Z] -> [N, 3, 64, 64], unbounded."""
+
+    def __init__(self, Z: int, stem: int) -> None:
+        super().__init__()
+        sizes = [8 * stem, 4 * stem, 2 * stem, stem]
+        self.channels = sizes[0]
+        self.linear = nn.Linear(Z, self.channels * _GRID * _GRID, bias=False)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(size) for size in sizes)
+        self.deconvs = nn.ModuleList(
+            nn.ConvTranspose2d(i, o, 4, stride=2, padding=1, bias=False)
+            for i, o in zip(sizes, sizes[1:], strict=False)
+        )
+        self.last = nn.ConvTranspose2d(stem, FRAME[2], 4, stride=2, padding=1)
+
+    def forward(self, z_NZ: Tensor) -> Tensor:
+        """Frames on the scale where the observation is [0, 1]."""
+        x_NPYX = self.linear(z_NZ).unflatten(-1, (self.channels, _GRID, _GRID))
+        x_NPYX = torch.relu(self.norms[0](x_NPYX.contiguous(memory_format=torch.channels_last)))
+        for deconv, norm in zip(self.deconvs, self.norms[1:], strict=True):
+            x_NPYX = torch.relu(norm(deconv(x_NPYX)))
+        image_NPYX: Tensor = self.last(x_NPYX)
+        return image_NPYX
+
+
+class Predictions(NamedTuple):
+    """All that one pass over a batch yields; what the losses are made of."""
+
+    embedding_BTE: Tensor
+    post_logits_BTGC: Tensor  # before softmax and unimix, as are the prior's
+    z_BTZ: Tensor
+    image_BTPYX: Tensor
+    h_BTD: Tensor
+    prior_logits_BTGC: Tensor
+    reward_logits_BTV: Tensor
+    end_logit_BT: Tensor
+
+
+class WorldModel(nn.Module):
+    """Encoder, decoder, sequence model and heads. Parameters are float32; autocast decides the products."""
+
+    def __init__(self, config: ModelConfig, num_actions: int) -> None:
+        super().__init__()
+        self.config = config
+        Z = config.latents * config.classes
+        self.encoder = Encoder(config.stem_channels)
+        self.posterior = nn.Linear(8 * config.stem_channels * _GRID * _GRID, Z)
+        self.posterior_norm = nn.BatchNorm1d(Z) if config.posterior_norm else None
+        self.transformer = Transformer(config, num_actions)
+        self.prior = nn.Linear(config.width, Z)
+        self.decoder = Decoder(Z, config.stem_channels)
+        features = config.width if config.predictor_input == "hidden" else Z
+        self.reward_head = mlp(features, config.width, config.bins)
+        self.end_head = mlp(features, config.width, 1)
+        if config.center_frames:
+            self.mean_frame: Tensor
+            self.register_buffer("mean_frame", torch.zeros(FRAME))
+        # Frames arrive as rows, columns, colours: channels_last is their own order, and the faster one.
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def forward(
+        self, obs_BTYXP: Tensor, action_BT: Tensor, u_BTG: Tensor, u_prior_BTG: Tensor | None = None
+    ) -> Predictions:
+        """Encode, sample, reconstruct and predict every step of a batch.
+
+        Args:
+            obs_BTYXP: uint8 frames.
+            action_BT: the action taken on seeing each frame.
+            u_BTG: uniform draws for the posterior.
+            u_prior_BTG: uniform draws for the prior, needed where `decoder_input` is "prior".
+        """
+        B, T = action_BT.shape
+        embedding_NE = self.encoder(self._normalise(obs_BTYXP.flatten(0, 1)))
+        post_logits_BTGC = self._posterior_logits(embedding_NE).unflatten(0, (B, T))
+        z_BTZ = categorical.sample(post_logits_BTGC, u_BTG, self.config.unimix).flatten(2)
+        h_BTD = self.transformer(z_BTZ, action_BT)
+        prior_logits_BTGC = self._prior_logits(h_BTD)
+        decoded_BTZ = z_BTZ
+        if self.config.decoder_input == "prior":
+            if u_prior_BTG is None:
+                raise ValueError("want u_prior_BTG where decoder_input is 'prior'; got None")
+            guess_BTZ = categorical.sample(prior_logits_BTGC, u_prior_BTG, self.config.unimix).flatten(2)
+            # The first step has no past to be predicted from; the loss leaves it out.
+            decoded_BTZ = torch.cat([z_BTZ[:, :1], guess_BTZ[:, :-1]], dim=1)
+        features_BTF = h_BTD if self.config.predictor_input == "hidden" else z_BTZ
+        return Predictions(
+            embedding_NE.unflatten(0, (B, T)),
+            post_logits_BTGC,
+            z_BTZ,
+            self.decode(decoded_BTZ.flatten(0, 1)).unflatten(0, (B, T)),
+            h_BTD,
+            prior_logits_BTGC,
+            self.reward_head(features_BTF),
+            self.end_head(features_BTF).squeeze(-1),
+        )
+
+    def loss(self, batch: Batch, predicted: Predictions) -> tuple[Tensor, dict[str, Tensor]]:
+        """The world model's loss (STORM eq. 3) and its parts, averaged over batch and time, all 0-d float32."""
+        c = self.config
+        target_BTPYX = batch.obs_BTYXP.permute(0, 1, 4, 2, 3).float() / 255
+        squared_BT = (predicted.image_BTPYX.float() - target_BTPYX).square().sum((2, 3, 4))
+        if c.decoder_input == "prior":
+            squared_BT = squared_BT[:, 1:]
+        end_BT = batch.end_BT.float()
+        dynamics, representation, kl = categorical.kl_losses(
+            predicted.post_logits_BTGC[:, 1:],
+            predicted.prior_logits_BTGC[:, :-1],
+            c.unimix,
+            c.free_nats,
+            c.free_nats_per,
+        )
+        parts = {
+            "reconstruction": squared_BT.mean(),
+            "reward": twohot.loss(predicted.reward_logits_BTV, batch.reward_BT).mean(),
+            "end": nn.functional.binary_cross_entropy_with_logits(predicted.end_logit_BT.float(), end_BT),
+            "dynamics": dynamics,
+            "representation": representation,
+        }
+        total = (
+            c.reconstruction_weight * parts["reconstruction"]
+            + c.reward_weight * parts["reward"]
+            + parts["end"]
+            + c.dynamics_weight * dynamics
+            + c.representation_weight * representation
+        )
+        return total, {k: v.detach() for k, v in parts.items()} | {"kl": kl, "total": total.detach()}
+
+    def encode(self, obs_BTYXP: Tensor, u_BTG: Tensor) -> Tensor:
+        """Sampled latents z_BTZ of uint8 frames, with the running statistics (evaluation mode, no gradient)."""
+        logits_NGC = self._posterior_logits(self.encoder.folded(self._normalise(obs_BTYXP.flatten(0, 1))))
+        z_NGC = categorical.sample(logits_NGC, u_BTG.flatten(0, 1), self.config.unimix)
+        return z_NGC.flatten(1).unflatten(0, u_BTG.shape[:2])
+
+    def decode(self, z_NZ: Tensor) -> Tensor:
+        """Frames image_NPYX on the scale where the observation is [0, 1], unbounded."""
+        image_NPYX: Tensor = self.decoder(z_NZ)
+        if self.config.center_frames:
+            image_NPYX = image_NPYX + self.mean_frame.permute(2, 0, 1)
+        return image_NPYX
+
+    def predict(self, h_ND: Tensor, u_NG: Tensor) -> Tensor:
+        """Sample the next latent z_NZ from the prior that follows hidden state h."""
+        return categorical.sample(self._prior_logits(h_ND), u_NG, self.config.unimix).flatten(-2)
+
+    def reward(self, z_NZ: Tensor, h_ND: Tensor) -> Tensor:
+        """Expected reward, float32 [N], of the step whose latent is z and whose hidden state is h."""
+        return twohot.decode(self.reward_head(h_ND if self.config.predictor_input == "hidden" else z_NZ))
+
+    def end_logit(self, z_NZ: Tensor, h_ND: Tensor) -> Tensor:
+        """Logit, float32 [N], that the same step ends the episode or loses a life."""
+        features_NF = h_ND if self.config.predictor_input == "hidden" else z_NZ
+        logit_N: Tensor = self.end_head(features_NF).squeeze(-1).float()
+        return logit_N
+
+    def center_on(self, mean_YXP: Tensor) -> None:
+        """Set the mean frame, in [0, 1], that `center_frames` subtracts and adds back."""
+        self.mean_frame.copy_(mean_YXP)
+
+    def _normalise(self, obs_NYXP: Tensor) -> Tensor:
+        image_NYXP = obs_NYXP.float() / 255
+        if self.config.center_frames:
+            image_NYXP = image_NYXP - self.mean_frame
+        return image_NYXP.permute(0, 3, 1, 2)
+
+    def _posterior_logits(self, embedding_NE: Tensor) -> Tensor:
+        logits_NZ = self.posterior(embedding_NE)
+        if self.posterior_norm is not None:
+            logits_NZ = self.config.posterior_norm * self.posterior_norm(logits_NZ)
+        return self._grouped(logits_NZ)
+
+    def _prior_logits(self, h_ND: Tensor) -> Tensor:
+        return self._grouped(self.prior(h_ND))
+
+    def _grouped(self, logits_NZ: Tensor) -> Tensor:
+        return logits_NZ.unflatten(-1, (self.config.latents, self.config.classes))
