@@ -1,2 +1,205 @@
-def action_count(*a,**k): ...
-def check_game(*a): ...
+"""Playing Atari: N games side by side behind one small interface.
+
+`GymCollector`, on gymnasium and ale-py, is the definition of the environment (STORM sec. 4.1, Table 10): the
+action repeated for 4 frames, the channel-wise maximum of the last two, area interpolation to 64 x 64, no
+gray scale, stacking, no-op start, fire reset or reward clipping. Faster collectors must equal it.
+"""
+
+import difflib
+import functools
+from typing import Any, NamedTuple, Protocol
+
+import ale_py
+import gymnasium
+import numpy as np
+import numpy.typing as npt
+from ale_py.env import AtariEnv
+
+from storm_fast import area
+from storm_fast.config import EnvConfig
+from storm_fast.errors import InputError
+
+SIZE = 64  # rows and columns of an observation
+
+INEXACT_RESTORE = frozenset({"Qbert"})
+"""Games of Atari 100k whose restored emulator departs from the saved one (ale-py 0.12.1)."""
+
+
+class Steps(NamedTuple):
+    """One step of N environments; host memory, owned by the collector, valid until its next step."""
+
+    obs_NYXP: npt.NDArray[np.uint8]  # what to act on next: after an end, the new episode's first frame
+    reward_N: npt.NDArray[np.float32]
+    terminated_N: npt.NDArray[np.bool_]
+    truncated_N: npt.NDArray[np.bool_]
+    life_lost_N: npt.NDArray[np.bool_]  # fewer lives than at the step before; the episode goes on
+    episode_return_N: npt.NDArray[np.float64]  # of the running episode, this step's reward included
+    episode_length_N: npt.NDArray[np.int64]  # likewise, in steps
+    terminal_obs_NYXP: npt.NDArray[np.uint8]  # the ended episode's last frame; meaningful where one ended
+
+
+class Collector(Protocol):
+    """What training and evaluation ask of a collector."""
+
+    name: str
+    num_envs: int
+    num_actions: int
+
+    def reset(self, seed: int) -> npt.NDArray[np.uint8]:
+        """Start every game anew; gives obs_NYXP."""
+
+    def send(self, action_N: npt.NDArray[np.int64]) -> None:
+        """Begin one step of every environment. Raises ValueError before any steps when an action is none."""
+
+    def recv(self) -> Steps:
+        """Wait for the step that `send` began. Ended games have been reset already."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that `load_state_dict` needs to go on as if nothing had happened; plain values and arrays."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` gave."""
+
+
+@functools.cache
+def games() -> tuple[str, ...]:
+    """Every game of ALE, as in ALE/<game>-v5."""
+    gymnasium.register_envs(ale_py)
+    names = (key.removeprefix("ALE/") for key in gymnasium.registry if key.startswith("ALE/"))
+    return tuple(sorted(name.removesuffix("-v5") for name in names if name.endswith("-v5")))
+
+
+def check_game(game: str) -> None:
+    """Raise InputError, with suggestions, unless ALE knows the game."""
+    if game in games():
+        return
+    by_lower = {name.lower(): name for name in games()}
+    plain = game.lower().replace("_", "").replace(" ", "").replace("-", "")
+    near = [by_lower[name] for name in difflib.get_close_matches(plain, by_lower, n=3, cutoff=0.5)]
+    hint = f"did you mean {', '.join(near)}?" if near else f"for example {', '.join(games()[:5])}"
+    raise InputError(f"want a game of ALE; got {game!r}; {hint}")
+
+
+def _make(game: str, config: EnvConfig) -> AtariEnv:
+    check_game(game)
+    env = gymnasium.make(
+        f"ALE/{game}-v5",
+        frameskip=1,
+        repeat_action_probability=config.sticky,
+        full_action_space=config.full_action_space,
+        max_num_frames_per_episode=config.frame_cap,
+    ).unwrapped
+    assert isinstance(env, AtariEnv)
+    return env
+
+
+def action_count(game: str, full: bool) -> int:
+    """Actions of the game's minimal set, or of the full one."""
+    return len(_make(game, EnvConfig(full_action_space=full))._action_set)
+
+
+def env_seed(seed: int, index: int) -> int:
+    """The seed of environment `index`; runs of different seeds share none."""
+    return int(np.random.SeedSequence((seed, index)).generate_state(1)[0])
+
+
+class GymCollector:
+    """The slow twin: one gymnasium environment after the other, in the calling thread."""
+
+    name = "GymCollector (gymnasium + ale-py)"
+
+    def __init__(self, game: str, config: EnvConfig) -> None:
+        """Open config.num_envs games. Raises InputError for a game that ALE does not know."""
+        self.num_envs, self.frame_skip = config.num_envs, config.frame_skip
+        self.envs = [_make(game, config) for _ in range(config.num_envs)]
+        self.num_actions = len(self.envs[0]._action_set)
+        N = config.num_envs
+        self.obs_NYXP = np.zeros((N, SIZE, SIZE, 3), np.uint8)
+        self.terminal_obs_NYXP = np.zeros_like(self.obs_NYXP)
+        self.lives_N = np.zeros(N, np.int64)
+        self.return_N = np.zeros(N, np.float64)
+        self.length_N = np.zeros(N, np.int64)
+        self._action_N: npt.NDArray[np.int64] | None = None
+
+    def reset(self, seed: int) -> npt.NDArray[np.uint8]:
+        """Seed and start every game; later episodes go on with the same random numbers."""
+        for i in range(self.num_envs):
+            self._start(i, env_seed(seed, i))
+        return self.obs_NYXP
+
+    def send(self, action_N: npt.NDArray[np.int64]) -> None:
+        """Check and keep the actions; the games step in `recv`."""
+        if self._action_N is not None:
+            raise ValueError("want recv() after send(); got a second send()")
+        action_N = np.asarray(action_N)
+        integer = np.issubdtype(action_N.dtype, np.integer)
+        if action_N.shape != (self.num_envs,) or not integer:
+            raise ValueError(f"want {self.num_envs} integer actions; got {action_N.dtype} {action_N.shape}")
+        if action_N.min() < 0 or action_N.max() >= self.num_actions:
+            raise ValueError(f"want actions in [0, {self.num_actions}); got {action_N.tolist()}")
+        self._action_N = action_N.astype(np.int64)
+
+    def recv(self) -> Steps:
+        """Step every game; those that end begin their next episode."""
+        if self._action_N is None:
+            raise ValueError("want send() before recv(); got recv() alone")
+        action_N, self._action_N = self._action_N, None
+        N = self.num_envs
+        reward_N = np.zeros(N, np.float32)
+        flags_3N = np.zeros((3, N), np.bool_)
+        for i, action in enumerate(action_N):
+            self.obs_NYXP[i], reward_N[i], *flags_3N[:, i] = self._step(i, int(action))
+        self.return_N += reward_N
+        self.length_N += 1
+        return_N, length_N = self.return_N.copy(), self.length_N.copy()
+        for i in np.flatnonzero(flags_3N[0] | flags_3N[1]):
+            self.terminal_obs_NYXP[i] = self.obs_NYXP[i]
+            self._start(int(i), None)
+        return Steps(self.obs_NYXP, reward_N, *flags_3N, return_N, length_N, self.terminal_obs_NYXP)
+
+    def step(self, action_N: npt.NDArray[np.int64]) -> Steps:
+        """`send` and `recv` in one."""
+        self.send(action_N)
+        return self.recv()
+
+    def _step(self, i: int, action: int) -> tuple[npt.NDArray[np.uint8], float, bool, bool, bool]:
+        """Repeat the action; observation, reward, terminated, truncated, life lost."""
+        frames: list[npt.NDArray[np.uint8]] = []
+        total = 0.0
+        for _ in range(self.frame_skip):
+            frame, reward, terminated, truncated, info = self.envs[i].step(action)
+            frames.append(frame)
+            total += float(reward)
+            if terminated or truncated:
+                break
+        life_lost = info["lives"] < self.lives_N[i]
+        self.lives_N[i] = info["lives"]
+        obs = area.resize(np.maximum.reduce(frames[-2:]), SIZE, SIZE)
+        return obs, total, terminated, truncated, bool(life_lost)
+
+    def _start(self, i: int, seed: int | None) -> None:
+        frame, info = self.envs[i].reset(seed=seed)
+        self.obs_NYXP[i] = area.resize(frame, SIZE, SIZE)
+        self.lives_N[i] = info["lives"]
+        self.return_N[i] = self.length_N[i] = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Emulators with their random numbers, and the counts of the running episodes."""
+        emulators = [env.ale.cloneState(include_rng=True).__getstate__() for env in self.envs]
+        return {
+            "emulators": [np.frombuffer(state, np.uint8).copy() for state in emulators],
+            "obs": self.obs_NYXP.copy(),
+            "lives": self.lives_N.copy(),
+            "return": self.return_N.copy(),
+            "length": self.length_N.copy(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was called; exact but for the games in INEXACT_RESTORE."""
+        if len(state["emulators"]) != self.num_envs:
+            raise InputError(f"want the state of {self.num_envs} environments; got {len(state['emulators'])}")
+        for i, env in enumerate(self.envs):
+            env.reset(seed=0)
+            env.ale.restoreState(ale_py.ALEState(np.asarray(state["emulators"][i]).tobytes()))
+        self.obs_NYXP[:] = state["obs"]
+        self.lives_N[:], self.return_N[:], self.length_N[:] = state["lives"], state["return"], state["length"]

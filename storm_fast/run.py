@@ -1,3 +1,246 @@
-class Run: ...
-def say(*a): ...
-def state_of(*a): ...
+"""The run folder: configuration, metrics, episodes, checkpoints. Everything a run leaves behind, and how it resumes.
+
+    config.json  env.json  metrics.jsonl  episodes.jsonl  tensorboard/  demonstration.npz (if there is one)
+    replay/<first>-<end>.npz     rows of the replay, each written once, by the checkpoint that came after them
+    ckpt/<step>/model.safetensors  state.pt  manifest.json     complete or absent: written aside, then renamed
+    eval/<step>.json
+
+The manifest holds the SHA-256 of every file a checkpoint needs; reading verifies it. `model.safetensors` is kept
+for every checkpoint, `state.pt` (optimisers, random numbers, emulators) for the newest two.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from storm_fast.config import Config, from_dict, to_dict
+from storm_fast.errors import InputError
+
+STATES_KEPT = 2
+
+
+def say(text: str) -> None:
+    """Tell the person at the terminal."""
+    print(text, flush=True)
+
+
+class Run:
+    """One run folder, open for reading and writing."""
+
+    def __init__(self, path: Path, config: Config) -> None:
+        self.path, self.config = path, config
+        self._saved_rows = 0  # replay rows that chunks on disk hold
+        self._chunks: list[dict[str, Any]] = []
+
+    @classmethod
+    def create(cls, path: Path, config: Config) -> "Run":
+        """Make a new folder. Raises InputError where one exists."""
+        check_free(path)
+        for name in ("ckpt", "replay", "eval"):
+            (path / name).mkdir(parents=True)
+        _write(path / "config.json", _json(to_dict(config)))
+        _write(path / "env.json", _json(environment()))
+        return cls(path, config)
+
+    @classmethod
+    def open(cls, path: Path) -> "Run":
+        """Open an existing folder. Raises InputError where it is no run."""
+        file = path / "config.json"
+        if not file.is_file() or not (path / "ckpt").is_dir():
+            raise InputError(f"want a run folder, with config.json and ckpt/; {path} is none")
+        try:
+            return cls(path, from_dict(json.loads(file.read_text())))
+        except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
+            raise InputError(f"want a readable {file}; {error}") from error
+
+    def checkpoints(self) -> list[int]:
+        """Steps of all complete checkpoints, ascending."""
+        return sorted(int(p.name) for p in (self.path / "ckpt").iterdir() if p.name.isdigit())
+
+    def save_weights(self, step: int, tensors: dict[str, Tensor], state: dict[str, Any] | None = None) -> None:
+        """Write checkpoint `step`: weights and, to resume from, the state; complete or not at all."""
+        final = self.path / "ckpt" / str(step)
+        aside = final.with_name(f".{step}.tmp")
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        host = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        safetensors.torch.save_file(host, aside / "model.safetensors")
+        if state is not None:
+            torch.save(state, aside / "state.pt")
+        files = {file.name: _digest(file) for file in sorted(aside.iterdir())}
+        _write(aside / "manifest.json", _json({"step": step, "files": files, "replay": self._chunks}))
+        for file in aside.iterdir():
+            _sync(file)
+        shutil.rmtree(final, ignore_errors=True)
+        aside.rename(final)
+        _sync(final.parent)
+        for old in self.checkpoints()[:-STATES_KEPT]:
+            (self.path / "ckpt" / str(old) / "state.pt").unlink(missing_ok=True)
+
+    def save_replay_rows(self, first: int, rows: dict[str, Tensor]) -> None:
+        """Write rows first, first + 1, ... of the replay as one compressed chunk."""
+        count = len(rows["action"])
+        if count == 0:
+            return
+        file = self.path / "replay" / f"{first}-{first + count}.npz"
+        aside = file.with_name(f".{file.name}.tmp.npz")
+        np.savez_compressed(aside, **{name: tensor.numpy() for name, tensor in rows.items()})  # type: ignore[arg-type]
+        _sync(aside)
+        aside.rename(file)
+        _sync(file.parent)
+        self._chunks.append({"file": file.name, "first": first, "count": count, "sha256": _digest(file)})
+        self._saved_rows = first + count
+
+    @property
+    def saved_rows(self) -> int:
+        """Replay rows that chunks on disk hold, counted from the run's start."""
+        return self._saved_rows
+
+    def load_weights(self, step: int) -> dict[str, Tensor]:
+        """The verified weights of checkpoint `step`."""
+        self._manifest(step, only=("model.safetensors",))
+        return safetensors.torch.load_file(self.path / "ckpt" / str(step) / "model.safetensors")
+
+    def load_state(self, step: int) -> tuple[dict[str, Any], list[tuple[int, dict[str, Tensor]]]]:
+        """The verified state of checkpoint `step` and the chunks of its replay, in order, with their first rows."""
+        manifest = self._manifest(step)
+        if "state.pt" not in manifest["files"]:
+            raise InputError(f"want a checkpoint to resume from; {step} in {self.path} holds weights alone")
+        for chunk in manifest["replay"]:
+            _verify(self.path / "replay" / chunk["file"], chunk["sha256"])
+        state = torch.load(self.path / "ckpt" / str(step) / "state.pt", map_location="cpu", weights_only=True)
+        chunks = []
+        for chunk in manifest["replay"]:
+            with np.load(self.path / "replay" / chunk["file"], allow_pickle=False) as file:
+                chunks.append((chunk["first"], {name: torch.from_numpy(file[name]) for name in file}))
+        self._chunks = manifest["replay"]
+        self._saved_rows = max((c["first"] + c["count"] for c in self._chunks), default=0)
+        return state, chunks
+
+    def _manifest(self, step: int, only: tuple[str, ...] | None = None) -> dict[str, Any]:
+        """Read a checkpoint's manifest and verify its files."""
+        folder = self.path / "ckpt" / str(step)
+        if step not in self.checkpoints():
+            have = ", ".join(map(str, self.checkpoints())) or "none"
+            raise InputError(f"want a checkpoint of {self.path} ({have}); got {step}")
+        try:
+            manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
+            files, _ = manifest["files"], manifest["replay"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"want a readable {folder / 'manifest.json'}; {error!r}") from error
+        for name, digest in files.items():
+            if only is None or name in only:
+                _verify(folder / name, digest)
+        return manifest
+
+    def rewind_logs(self, step: int) -> None:
+        """Drop the rows of metrics and episodes that lie beyond a checkpoint, so that a resumed run rewrites them."""
+        for name in ("metrics.jsonl", "episodes.jsonl"):
+            file = self.path / name
+            if file.exists():
+                lines = file.read_text().splitlines(keepends=True)
+                kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+                _write(file, "".join(kept))
+
+    def append_rows(self, name: str, rows: list[dict[str, Any]]) -> None:
+        """Append rows to metrics.jsonl or episodes.jsonl."""
+        with (self.path / name).open("a") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def check_free(path: Path) -> None:
+    """Raise InputError where a new run's folder already exists."""
+    if path.exists():
+        raise InputError(f"want a folder that does not exist yet; {path} does (--resume {path} continues a run)")
+
+
+def environment() -> dict[str, Any]:
+    """What the run runs on: commit, versions, devices. For env.json."""
+
+    def git(*arguments: str) -> str | None:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        try:
+            return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        except (OSError, subprocess.SubprocessError):
+            return None
+
+    packages = ("storm-fast", "torch", "triton", "numpy", "gymnasium", "ale-py", "safetensors")
+    versions = {}
+    for package in packages:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    cuda = torch.cuda.is_available()
+    return {
+        "command": sys.argv,
+        "commit": git("rev-parse", "HEAD"),
+        "dirty_diff": git("diff", "HEAD"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": versions,
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if cuda else [],
+        "driver": _driver() if cuda else None,
+    }
+
+
+def _driver() -> str | None:
+    """The NVIDIA driver's version."""
+    import pynvml  # here, since machines without a GPU have no driver library to load
+
+    try:
+        pynvml.nvmlInit()
+        return str(pynvml.nvmlSystemGetDriverVersion())
+    except pynvml.NVMLError:
+        return None
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=2) + "\n"
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _verify(file: Path, digest: str) -> None:
+    if not file.is_file():
+        raise InputError(f"want {file}, which the checkpoint needs; it is missing")
+    if _digest(file) != digest:
+        raise InputError(
+            f"want {file} as it was written; its SHA-256 differs, so the file is damaged "
+            f"(moving its checkpoint's folder away lets --resume use the one before)"
+        )
+
+
+def _write(file: Path, text: str) -> None:
+    """Replace a file's content at once."""
+    aside = file.with_name(f".{file.name}.tmp")
+    aside.write_text(text)
+    _sync(aside)
+    aside.rename(file)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file or folder is on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

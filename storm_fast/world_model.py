@@ -60,10 +60,10 @@ class Decoder(nn.Module):
         )
         self.last = nn.ConvTranspose2d(stem, FRAME[2], 4, stride=2, padding=1)
 
-    def forward(self, z_NZ: Tensor) -> Tensor:
+    def forward(self, z_NZ: Tensor, layout: torch.memory_format) -> Tensor:
         """Frames on the scale where the observation is [0, 1]."""
-        x_NPYX = self.linear(z_NZ).unflatten(-1, (self.channels, _GRID, _GRID))
-        x_NPYX = torch.relu(self.norms[0](x_NPYX.contiguous(memory_format=torch.channels_last)))
+        x_NPYX = self.linear(z_NZ).unflatten(-1, (self.channels, _GRID, _GRID)).contiguous(memory_format=layout)
+        x_NPYX = torch.relu(self.norms[0](x_NPYX))
         for deconv, norm in zip(self.deconvs, self.norms[1:], strict=True):
             x_NPYX = torch.relu(norm(deconv(x_NPYX)))
         image_NPYX: Tensor = self.last(x_NPYX)
@@ -102,8 +102,7 @@ class WorldModel(nn.Module):
         if config.center_frames:
             self.mean_frame: Tensor
             self.register_buffer("mean_frame", torch.zeros(FRAME))
-        # Frames arrive as rows, columns, colours: channels_last is their own order, and the faster one.
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.layout = torch.contiguous_format
 
     def forward(
         self, obs_BTYXP: Tensor, action_BT: Tensor, u_BTG: Tensor, u_prior_BTG: Tensor | None = None
@@ -180,7 +179,7 @@ class WorldModel(nn.Module):
 
     def decode(self, z_NZ: Tensor) -> Tensor:
         """Frames image_NPYX on the scale where the observation is [0, 1], unbounded."""
-        image_NPYX: Tensor = self.decoder(z_NZ)
+        image_NPYX: Tensor = self.decoder(z_NZ, self.layout)
         if self.config.center_frames:
             image_NPYX = image_NPYX + self.mean_frame.permute(2, 0, 1)
         return image_NPYX
@@ -199,6 +198,11 @@ class WorldModel(nn.Module):
         logit_N: Tensor = self.end_head(features_NF).squeeze(-1).float()
         return logit_N
 
+    def use_channels_last(self) -> None:
+        """Keep images and convolution weights in channels_last, the order in which frames arrive."""
+        self.layout = torch.channels_last
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
     def center_on(self, mean_YXP: Tensor) -> None:
         """Set the mean frame, in [0, 1], that `center_frames` subtracts and adds back."""
         self.mean_frame.copy_(mean_YXP)
@@ -207,7 +211,7 @@ class WorldModel(nn.Module):
         image_NYXP = obs_NYXP.float() / 255
         if self.config.center_frames:
             image_NYXP = image_NYXP - self.mean_frame
-        return image_NYXP.permute(0, 3, 1, 2)
+        return image_NYXP.permute(0, 3, 1, 2).contiguous(memory_format=self.layout)
 
     def _posterior_logits(self, embedding_NE: Tensor) -> Tensor:
         logits_NZ = self.posterior(embedding_NE)

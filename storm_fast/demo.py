@@ -1,0 +1,166 @@
+"""Demonstrations: one trajectory beside the replay (STORM sec. 5.3), loaded from a file or recorded on the spot.
+
+The file is a .npz of five arrays, n steps of one environment in order, the last step's end included:
+
+    obs         uint8    [n, 64, 64, 3]  the frame seen
+    action      integer  [n]             the action taken on seeing it, in the game's action set
+    reward      float    [n]             what that earned
+    terminated  bool     [n]             whether that ended the episode
+    life_loss   bool     [n]             whether that lost a life
+
+`python -m storm_fast.demo --game Freeway --out FILE.npz` records one with the scripted policy.
+"""
+
+import sys
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import tyro
+
+from storm_fast.collect import GymCollector, check_game
+from storm_fast.config import EnvConfig
+from storm_fast.errors import InputError
+from storm_fast.replay import Replay
+from storm_fast.run import say
+from storm_fast.world_model import FRAME
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+_KINDS = {"obs": "u", "action": "iu", "reward": "f", "terminated": "b", "life_loss": "b"}
+
+
+@dataclass(frozen=True)
+class Script:
+    """A policy without eyes: one action with a given probability, else another, uniformly."""
+
+    action: str  # by ALE's name
+
+    def act(self, actions: list[str], probability: float, generator: np.random.Generator) -> int:
+        """An index into the game's action set."""
+        wanted = actions.index(self.action)
+        if generator.random() < probability:
+            return wanted
+        return int(generator.choice([i for i in range(len(actions)) if i != wanted]))
+
+
+SCRIPTS = {"Freeway": Script("UP")}
+"""Games for which a scripted policy is known to earn reward."""
+
+DEMONSTRATION_PROBABILITY = 0.8  # of the scripted action while a demonstration is recorded
+
+
+def play(
+    game: str, env: EnvConfig, seed: int, act: Callable[[npt.NDArray[np.uint8]], int], max_steps: int | None = None
+) -> Arrays:
+    """One episode of one environment under `act(obs) -> action`, in the file's format."""
+    collector = GymCollector(game, EnvConfig(1, env.sticky, env.full_action_space, env.frame_skip, env.frame_cap))
+    obs = collector.reset(seed)[0].copy()
+    rows = []
+    while max_steps is None or len(rows) < max_steps:
+        action = act(obs)
+        steps = collector.step(np.array([action]))
+        terminated, truncated = bool(steps.terminated_N[0]), bool(steps.truncated_N[0])
+        rows.append((obs, action, steps.reward_N[0], terminated, bool(steps.life_lost_N[0])))
+        if terminated or truncated:
+            break
+        obs = steps.obs_NYXP[0].copy()
+    columns = [np.stack(column) for column in zip(*rows, strict=True)]
+    return dict(zip(_KINDS, columns, strict=True))
+
+
+def record(game: str, env: EnvConfig, seed: int, probability: float = DEMONSTRATION_PROBABILITY) -> Arrays:
+    """One episode of the game's scripted policy.
+
+    Raises:
+        InputError: for a game without one.
+    """
+    check_game(game)
+    if game not in SCRIPTS:
+        raise InputError(
+            f"want a game with a scripted policy ({', '.join(SCRIPTS)}); got {game}; "
+            f"use --demonstration none, or --demonstration FILE.npz"
+        )
+    actions = GymCollector(game, env).envs[0].get_action_meanings()
+    generator = np.random.default_rng((seed, 0xDE30))
+    return play(game, env, seed + 10_000, lambda _: SCRIPTS[game].act(actions, probability, generator))
+
+
+def load(path: Path, num_actions: int, length: int) -> Arrays:
+    """Read and check a demonstration file.
+
+    Args:
+        path: a .npz as described above.
+        num_actions: of the game; actions must be below it.
+        length: of a window; the trajectory must be at least as long.
+
+    Raises:
+        InputError: saying which array is wrong, what was wanted and what came.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = dict(file)
+    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+        raise InputError(f"want a demonstration .npz ({', '.join(_KINDS)}); {path}: {error}") from error
+    if set(_KINDS) - set(arrays):
+        raise InputError(f"want arrays {', '.join(_KINDS)} in {path}; got {', '.join(arrays) or 'none'}")
+    n = len(arrays["action"]) if arrays["action"].ndim else 0
+    for name, kind in _KINDS.items():
+        array = arrays[name]
+        shape = (n, *FRAME) if name == "obs" else (n,)
+        if array.shape != shape or array.dtype.kind not in kind or (name == "obs" and array.dtype != np.uint8):
+            wanted = {"u": "uint8", "iu": "integer", "f": "float", "b": "bool"}[kind]
+            raise InputError(f"want {name} {wanted} {list(shape)} in {path}; got {array.dtype} {list(array.shape)}")
+    if n < length:
+        raise InputError(f"want at least {length} steps, one window, in {path}; got {n}")
+    if int(arrays["action"].max()) >= num_actions or int(arrays["action"].min()) < 0:
+        raise InputError(f"want actions in [0, {num_actions}) in {path}; got up to {int(arrays['action'].max())}")
+    if not np.isfinite(arrays["reward"]).all():
+        raise InputError(f"want finite rewards in {path}; got NaN or infinity")
+    return {name: arrays[name] for name in _KINDS}
+
+
+def to_replay(arrays: Arrays, device: torch.device) -> Replay:
+    """The trajectory as a replay of one environment, for `Replay.sample`."""
+    n = len(arrays["action"])
+    replay = Replay(n, 1, FRAME, device)
+    end = arrays["terminated"] | arrays["life_loss"]
+    rows = {"obs": arrays["obs"], "action": arrays["action"].astype(np.int64)}
+    rows |= {"reward": arrays["reward"].astype(np.float32), "end": end}
+    replay.restore(0, {name: torch.from_numpy(np.ascontiguousarray(rows[name]))[:, None] for name in rows})
+    return replay
+
+
+@dataclass(frozen=True)
+class Command:
+    """Record one episode of the scripted policy as a demonstration file."""
+
+    out: Path
+    """the file to write; must not exist"""
+    game: str = "Freeway"
+    """game with a scripted policy"""
+    seed: int = 1
+    """of environment and policy"""
+
+
+def cli() -> None:
+    """Entry point of the command."""
+    command = tyro.cli(Command)
+    try:
+        if command.out.exists() or command.out.suffix != ".npz":
+            raise InputError(f"want a new file.npz to write; got {command.out}")
+        arrays = record(command.game, EnvConfig(), command.seed)
+    except InputError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(2)
+    np.savez_compressed(command.out, **arrays)  # type: ignore[arg-type]
+    say(f"{command.out}: {len(arrays['action'])} steps, return {arrays['reward'].sum():.0f}")
+
+
+if __name__ == "__main__":
+    cli()
