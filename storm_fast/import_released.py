@@ -14,10 +14,12 @@ import torch
 import tyro
 from torch import Tensor
 
+from storm_fast.build import load_weights, networks, weights
 from storm_fast.collect import action_count, check_game
 from storm_fast.config import Config
 from storm_fast.errors import InputError
-from storm_fast.run import Run, say, state_of
+from storm_fast.precision import choose
+from storm_fast.run import Run, check_free, say
 
 _NORM = ("weight", "bias", "running_mean", "running_var")
 _PAIR = ("weight", "bias")
@@ -110,6 +112,7 @@ def _read(path: Path) -> dict[str, Tensor]:
 def convert(command: Command) -> Run:
     """Write the run folder. Raises InputError, with nothing written, when the files do not fit."""
     check_game(command.game)
+    check_free(command.out)
     model_state, agent_state = _read(command.world_model), _read(command.agent)
     try:
         width = model_state["storm_transformer.position_encoding.pos_emb.weight"].shape[1]
@@ -137,7 +140,10 @@ def convert(command: Command) -> Run:
     tensors |= {f"agent.{k}": v for k, v in renamed(agent_state, agent_names()).items()}
     # The released code does not save the moving percentiles of the return; acting does not need them.
     tensors |= {"agent.return_low": torch.zeros(()), "agent.return_high": torch.zeros(())}
-    state_of(config, num_actions).check(tensors)
+    world_model, agent = networks(config, num_actions, choose("cpu", "fp32"))
+    counters = {k: v for k, v in weights(world_model, agent).items() if k.endswith("num_batches_tracked")}
+    tensors |= counters
+    load_weights(world_model, agent, tensors)
     run = Run.create(command.out, config)
     run.save_weights(command.step, tensors)
     return run
@@ -148,7 +154,8 @@ def cli() -> None:
     try:
         run = convert(tyro.cli(Command))
     except InputError as error:
-        sys.exit(f"error: {error}")
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(2)
     say(f"imported to {run.path}; now: python -m storm_fast.evaluate {run.path}")
 
 

@@ -9,7 +9,8 @@ from torch import Tensor
 class MeanMetrics:
     """Running sums of 0-d device tensors; reading them copies once."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}
 
@@ -34,7 +35,7 @@ class MeanMetrics:
         """The sums so far."""
         return {"sums": dict(self.sums), "counts": dict(self.counts)}
 
-    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` gave."""
-        self.sums = {key: value.to(device) for key, value in state["sums"].items()}
+        self.sums = {key: value.to(self.device) for key, value in state["sums"].items()}
         self.counts = dict(state["counts"])

@@ -1,0 +1,48 @@
+"""The networks of a configuration, and their weights under the names a checkpoint uses."""
+
+import torch
+from torch import Tensor
+
+from storm_fast.agent import Agent
+from storm_fast.config import Config
+from storm_fast.errors import InputError
+from storm_fast.precision import Precision
+from storm_fast.world_model import FRAME, WorldModel
+
+
+def networks(config: Config, num_actions: int, precision: Precision) -> tuple[WorldModel, Agent]:
+    """World model and agent on the training device, initialised from the config's seed (PyTorch's defaults)."""
+    torch.manual_seed(config.seed)
+    c = config.model
+    features = {
+        "latent+hidden": c.latents * c.classes + c.width,
+        "latent": c.latents * c.classes,
+        "hidden": c.width,
+        "reconstruction": FRAME[0] * FRAME[1] * FRAME[2],
+    }[config.agent.agent_state]
+    world_model = WorldModel(c, num_actions)
+    agent = Agent(config.agent, features, num_actions, c.bins).to(precision.device)
+    precision.prepare(world_model)
+    return world_model, agent
+
+
+def weights(world_model: WorldModel, agent: Agent) -> dict[str, Tensor]:
+    """All parameters and buffers, as `model.safetensors` names them."""
+    modules = {"world_model": world_model, "agent": agent}
+    return {f"{prefix}.{name}": t for prefix, module in modules.items() for name, t in module.state_dict().items()}
+
+
+def load_weights(world_model: WorldModel, agent: Agent, tensors: dict[str, Tensor]) -> None:
+    """Copy in what `weights` gave.
+
+    Raises:
+        InputError: when names or shapes are not those of the configuration; nothing is copied then.
+    """
+    own = weights(world_model, agent)
+    wrong = sorted(set(own) ^ set(tensors))
+    wrong += sorted(name for name in set(own) & set(tensors) if own[name].shape != tensors[name].shape)
+    if wrong:
+        raise InputError(f"want the weights of this configuration; missing, extra or of another shape: {wrong[:6]}")
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(tensors[name])
