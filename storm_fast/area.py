@@ -35,4 +35,5 @@ def resize(frame_YXP: Frame, rows: int, columns: int) -> Frame:
     down, across = _weights(Y, rows), _weights(X, columns)
     narrow = (down @ frame_YXP.astype(np.float32).reshape(Y, X * P)).reshape(rows, X, P)
     total = down[0].sum() * across[0].sum()
-    return np.rint(np.matmul(across, narrow) / total).astype(np.uint8)
+    area_YXP: Frame = np.rint(np.matmul(across, narrow) / total).astype(np.uint8)
+    return area_YXP

@@ -44,6 +44,7 @@ class Collector(Protocol):
     name: str
     num_envs: int
     num_actions: int
+    obs_NYXP: npt.NDArray[np.uint8]  # the newest observation
 
     def reset(self, seed: int) -> npt.NDArray[np.uint8]:
         """Start every game anew; gives obs_NYXP."""
@@ -152,10 +153,20 @@ class GymCollector:
         self.return_N += reward_N
         self.length_N += 1
         return_N, length_N = self.return_N.copy(), self.length_N.copy()
-        for i in np.flatnonzero(flags_3N[0] | flags_3N[1]):
+        terminated_N, truncated_N, life_lost_N = flags_3N
+        for i in map(int, np.flatnonzero(terminated_N | truncated_N)):
             self.terminal_obs_NYXP[i] = self.obs_NYXP[i]
-            self._start(int(i), None)
-        return Steps(self.obs_NYXP, reward_N, *flags_3N, return_N, length_N, self.terminal_obs_NYXP)
+            self._start(i, None)
+        return Steps(
+            self.obs_NYXP,
+            reward_N,
+            terminated_N,
+            truncated_N,
+            life_lost_N,
+            return_N,
+            length_N,
+            self.terminal_obs_NYXP,
+        )
 
     def step(self, action_N: npt.NDArray[np.int64]) -> Steps:
         """`send` and `recv` in one."""
@@ -185,7 +196,7 @@ class GymCollector:
 
     def state_dict(self) -> dict[str, Any]:
         """Emulators with their random numbers, and the counts of the running episodes."""
-        emulators = [env.ale.cloneState(include_rng=True).__getstate__() for env in self.envs]
+        emulators: list[Any] = [env.ale.cloneState(include_rng=True).__getstate__() for env in self.envs]
         return {
             "emulators": [np.frombuffer(state, np.uint8).copy() for state in emulators],
             "obs": self.obs_NYXP.copy(),

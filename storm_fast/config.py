@@ -242,7 +242,11 @@ class Config:
         wanted = f"--warmup of at least {needed} steps per environment, a whole window"
         _want(filled >= needed, wanted, f"{self.loop.warmup} over {self.env.num_envs}")
         if self.imagine.context_source == "model_batch":
-            _want(self.imagine.context <= self.model.length, "--context of at most --length", self.imagine.context)
+            _want(
+                self.imagine.context <= self.model.length,
+                "--context of at most --length",
+                self.imagine.context,
+            )
             wanted = "--agent-every a multiple of --model-every where contexts come from the model's batch"
             _want(self.loop.agent_every % self.loop.model_every == 0, wanted, self.loop.agent_every)
 
@@ -314,7 +318,9 @@ def from_dict(values: dict[str, Any]) -> Config:
         names = {f.name for f in dataclasses.fields(kind)}
         if names != set(given):
             wrong = ", ".join(sorted(names ^ set(given)))
-            raise InputError(f"want the fields of {kind.__name__} in the saved configuration; wrong or missing: {wrong}")
+            raise InputError(
+                f"want the fields of {kind.__name__} in the saved configuration; wrong or missing: {wrong}"
+            )
         return kind(**{k: build(groups[k], v) if k in groups else v for k, v in given.items()})
 
     config: Config = build(Config, values)

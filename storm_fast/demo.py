@@ -56,12 +56,16 @@ DEMONSTRATION_PROBABILITY = 0.8  # of the scripted action while a demonstration 
 
 
 def play(
-    game: str, env: EnvConfig, seed: int, act: Callable[[npt.NDArray[np.uint8]], int], max_steps: int | None = None
+    game: str,
+    env: EnvConfig,
+    seed: int,
+    act: Callable[[npt.NDArray[np.uint8]], int],
+    max_steps: int | None = None,
 ) -> Arrays:
     """One episode of one environment under `act(obs) -> action`, in the file's format."""
     collector = GymCollector(game, EnvConfig(1, env.sticky, env.full_action_space, env.frame_skip, env.frame_cap))
     obs = collector.reset(seed)[0].copy()
-    rows = []
+    rows: list[tuple[Any, ...]] = []
     while max_steps is None or len(rows) < max_steps:
         action = act(obs)
         steps = collector.step(np.array([action]))
@@ -125,6 +129,11 @@ def load(path: Path, num_actions: int, length: int) -> Arrays:
     return {name: arrays[name] for name in _KINDS}
 
 
+def save(path: Path, arrays: Arrays) -> None:
+    """Write a demonstration file, compressed."""
+    np.savez_compressed(path, **arrays)  # type: ignore[arg-type]  # numpy's stub reads ** as allow_pickle
+
+
 def to_replay(arrays: Arrays, device: torch.device) -> Replay:
     """The trajectory as a replay of one environment, for `Replay.sample`."""
     n = len(arrays["action"])
@@ -158,7 +167,7 @@ def cli() -> None:
     except InputError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(2)
-    np.savez_compressed(command.out, **arrays)  # type: ignore[arg-type]
+    save(command.out, arrays)
     say(f"{command.out}: {len(arrays['action'])} steps, return {arrays['reward'].sum():.0f}")
 
 

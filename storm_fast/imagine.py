@@ -73,6 +73,4 @@ def rollout(world_model: WorldModel, agent: Agent, context: Context, u: Uniforms
         ends.append(agent.end(world_model.end_logit(z_BZ, h_BD)))
         z_BZ = world_model.predict(h_BD, u.prior_BTG[:, t])
         states.append(agent_state(world_model, agent, z_BZ, h_BD))
-    return Trajectory(
-        torch.stack(states, 1), torch.stack(actions, 1), torch.stack(rewards, 1), torch.stack(ends, 1)
-    )
+    return Trajectory(torch.stack(states, 1), torch.stack(actions, 1), torch.stack(rewards, 1), torch.stack(ends, 1))

@@ -125,9 +125,7 @@ def convert(command: Command) -> Run:
     default = Config(game=command.game)
     config = replace(
         default,
-        model=replace(
-            default.model, width=width, layers=layers, heads=command.heads, max_positions=positions
-        ),
+        model=replace(default.model, width=width, layers=layers, heads=command.heads, max_positions=positions),
         agent=replace(default.agent, agent_width=agent_width),
         scored_step=command.step,
     )

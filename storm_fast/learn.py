@@ -15,7 +15,12 @@ Metrics = dict[str, Tensor]
 
 
 def sample(
-    replay: Replay, demonstration: Replay | None, B: int, B_demonstration: int, T: int, generator: torch.Generator
+    replay: Replay,
+    demonstration: Replay | None,
+    B: int,
+    B_demonstration: int,
+    T: int,
+    generator: torch.Generator,
 ) -> Batch:
     """B windows of T steps from the replay and, where there is a demonstration, further ones from it."""
     batches = [replay.sample(B, T, generator)]
@@ -48,9 +53,7 @@ def update_world_model(
 
 
 @torch.no_grad()
-def encode_context(
-    world_model: WorldModel, batch: Batch, generator: torch.Generator, precision: Precision
-) -> Context:
+def encode_context(world_model: WorldModel, batch: Batch, generator: torch.Generator, precision: Precision) -> Context:
     """Latents of real steps, sampled from the posterior with the running statistics."""
     world_model.eval()
     G = world_model.config.latents

@@ -18,7 +18,7 @@ class Optimizer:
     def backward(self, loss: Tensor) -> None:
         """Replace the gradients by those of `loss`."""
         self.adam.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
 
     def step(self) -> Tensor:
         """Clip, update the parameters in place, and give the gradient's norm before clipping, 0-d."""

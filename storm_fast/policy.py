@@ -18,9 +18,7 @@ class Policy:
     beyond its length is hidden from the steps before it by the causal mask.
     """
 
-    def __init__(
-        self, world_model: WorldModel, agent: Agent, config: LoopConfig, N: int, device: torch.device
-    ) -> None:
+    def __init__(self, world_model: WorldModel, agent: Agent, config: LoopConfig, N: int, device: torch.device) -> None:
         self.world_model, self.agent, self.config = world_model, agent, config
         C = config.acting_context
         self.obs_NCYXP = torch.zeros(N, C, *FRAME, dtype=torch.uint8, device=device)

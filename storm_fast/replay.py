@@ -89,7 +89,12 @@ class Replay:
         """Put back what `rows_since(first)` gave; rows restored later must follow."""
         count = len(rows["action"])
         index = torch.arange(first, first + count, device=self.obs.device) % self.rows
-        for name, field in {"obs": self.obs, "action": self.action, "reward": self.reward, "end": self.end}.items():
+        for name, field in {
+            "obs": self.obs,
+            "action": self.action,
+            "reward": self.reward,
+            "end": self.end,
+        }.items():
             field[index] = rows[name].to(field.device)
         self.appended = first + count
         self._appended.fill_(self.appended)

@@ -97,7 +97,7 @@ class Run:
             return
         file = self.path / "replay" / f"{first}-{first + count}.npz"
         aside = file.with_name(f".{file.name}.tmp.npz")
-        np.savez_compressed(aside, **{name: tensor.numpy() for name, tensor in rows.items()})  # type: ignore[arg-type]
+        np.savez_compressed(aside, **{name: tensor.numpy() for name, tensor in rows.items()})  # type: ignore[arg-type]  # numpy's stub reads ** as allow_pickle
         _sync(aside)
         aside.rename(file)
         _sync(file.parent)

@@ -4,7 +4,7 @@ Three ways through it give the same numbers: `forward` over a whole sequence, `p
 cache, `step` one step at a time on that cache.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ class Block(nn.Module):
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
-        self.heads, self.dropout = heads, dropout
+        self.heads = heads
         # One product for q, k and v: same numbers and same initial range as three of the same fan-in.
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
@@ -66,6 +66,7 @@ class Transformer(nn.Module):
         self.position = nn.Embedding(config.max_positions, D)
         self.input_norm = nn.LayerNorm(D, eps=1e-6)
         self.blocks = nn.ModuleList(Block(D, config.heads, config.dropout) for _ in range(config.layers))
+        self.heads, self.dropout = config.heads, config.dropout
 
     def _tokens(self, z_NZ: Tensor, action_N: Tensor, position_ND: Tensor) -> Tensor:
         """Mix latent and action, add the position, normalise (STORM Tables 5 and 6)."""
@@ -88,22 +89,22 @@ class Transformer(nn.Module):
             ValueError: when T exceeds the rows of the position table.
         """
         h_BTD = self._tokens(z_BTZ, action_BT, self._positions(z_BTZ.shape[1]))
-        for block in self.blocks:
-            attended_BTHK = attention.attend(block.project(h_BTD), block.dropout if self.training else 0.0)
+        for block in self._blocks():
+            attended_BTHK = attention.attend(block.project(h_BTD), self.dropout if self.training else 0.0)
             h_BTD = block.finish(h_BTD, attended_BTHK)
         return h_BTD
 
     def prefill(self, z_BTZ: Tensor, action_BT: Tensor, cache: KVCache) -> Tensor:
         """As `forward` in evaluation mode; fills the cache's first T places in place."""
         h_BTD = self._tokens(z_BTZ, action_BT, self._positions(z_BTZ.shape[1]))
-        for block, k_BHSK, v_BHSK in zip(self.blocks, cache.k, cache.v, strict=True):
+        for block, k_BHSK, v_BHSK in zip(self._blocks(), cache.k, cache.v, strict=True):
             h_BTD = block.finish(h_BTD, attention.prefill(block.project(h_BTD), k_BHSK, v_BHSK))
         return h_BTD
 
     def step(self, z_BZ: Tensor, action_B: Tensor, cache: KVCache, position: int) -> Tensor:
         """The hidden state after one further step; writes place `position` of the cache in place."""
         h_BD = self._tokens(z_BZ, action_B, self.position.weight[position])
-        for block, k_BHSK, v_BHSK in zip(self.blocks, cache.k, cache.v, strict=True):
+        for block, k_BHSK, v_BHSK in zip(self._blocks(), cache.k, cache.v, strict=True):
             h_BD = block.finish(h_BD, attention.step(block.project(h_BD), k_BHSK, v_BHSK, position))
         return h_BD
 
@@ -112,10 +113,11 @@ class Transformer(nn.Module):
         weight = self.position.weight
         device = weight.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-        block = self.blocks[0]
-        assert isinstance(block, Block)
-        shape = (len(self.blocks), B, block.heads, S, weight.shape[1] // block.heads)
+        shape = (len(self.blocks), B, self.heads, S, weight.shape[1] // self.heads)
         return KVCache(weight.new_empty(shape, dtype=dtype), weight.new_empty(shape, dtype=dtype))
+
+    def _blocks(self) -> list[Block]:
+        return cast("list[Block]", list(self.blocks))
 
     def _positions(self, T: int) -> Tensor:
         if self.max_positions < T:

@@ -1,5 +1,6 @@
 """The world model: frames to categorical latents and back, and what follows from them (STORM sec. 3.1)."""
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -21,7 +22,7 @@ class Encoder(nn.Module):
     def __init__(self, stem: int) -> None:
         super().__init__()
         sizes = [FRAME[2], stem, 2 * stem, 4 * stem, 8 * stem]
-        pairs = list(zip(sizes, sizes[1:], strict=False))
+        pairs = list(pairwise(sizes))
         self.convs = nn.ModuleList(nn.Conv2d(i, o, 4, stride=2, padding=1, bias=False) for i, o in pairs)
         self.norms = nn.ModuleList(nn.BatchNorm2d(o) for _, o in pairs)
 
@@ -55,8 +56,7 @@ class Decoder(nn.Module):
         self.linear = nn.Linear(Z, self.channels * _GRID * _GRID, bias=False)
         self.norms = nn.ModuleList(nn.BatchNorm2d(size) for size in sizes)
         self.deconvs = nn.ModuleList(
-            nn.ConvTranspose2d(i, o, 4, stride=2, padding=1, bias=False)
-            for i, o in zip(sizes, sizes[1:], strict=False)
+            nn.ConvTranspose2d(i, o, 4, stride=2, padding=1, bias=False) for i, o in pairwise(sizes)
         )
         self.last = nn.ConvTranspose2d(stem, FRAME[2], 4, stride=2, padding=1)
 
@@ -175,7 +175,8 @@ class WorldModel(nn.Module):
         """Sampled latents z_BTZ of uint8 frames, with the running statistics (evaluation mode, no gradient)."""
         logits_NGC = self._posterior_logits(self.encoder.folded(self._normalise(obs_BTYXP.flatten(0, 1))))
         z_NGC = categorical.sample(logits_NGC, u_BTG.flatten(0, 1), self.config.unimix)
-        return z_NGC.flatten(1).unflatten(0, u_BTG.shape[:2])
+        z_BTZ: Tensor = z_NGC.flatten(1).unflatten(0, u_BTG.shape[:2])
+        return z_BTZ
 
     def decode(self, z_NZ: Tensor) -> Tensor:
         """Frames image_NPYX on the scale where the observation is [0, 1], unbounded."""
@@ -201,7 +202,7 @@ class WorldModel(nn.Module):
     def use_channels_last(self) -> None:
         """Keep images and convolution weights in channels_last, the order in which frames arrive."""
         self.layout = torch.channels_last
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub omits the keyword
 
     def center_on(self, mean_YXP: Tensor) -> None:
         """Set the mean frame, in [0, 1], that `center_frames` subtracts and adds back."""
@@ -223,4 +224,5 @@ class WorldModel(nn.Module):
         return self._grouped(self.prior(h_ND))
 
     def _grouped(self, logits_NZ: Tensor) -> Tensor:
-        return logits_NZ.unflatten(-1, (self.config.latents, self.config.classes))
+        logits_NGC: Tensor = logits_NZ.unflatten(-1, (self.config.latents, self.config.classes))
+        return logits_NGC

@@ -16,7 +16,8 @@ def _weighted(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, seen_TS: Tensor | 
     p_BHTS = score_BHTS.softmax(-1)
     if dropout > 0:
         p_BHTS = torch.nn.functional.dropout(p_BHTS, dropout)
-    return p_BHTS.to(v_BHSK.dtype) @ v_BHSK
+    out_BHTK: Tensor = p_BHTS.to(v_BHSK.dtype) @ v_BHSK
+    return out_BHTK
 
 
 def attend(qkv_BT3HK: Tensor, dropout: float = 0.0) -> Tensor:

@@ -65,7 +65,7 @@ def fill(prefix: str, shapes: dict[str, list[int]]) -> dict[str, Tensor]:
     state = {}
     for name, shape in shapes.items():
         seed = zlib.crc32(f"{prefix}.{name}".encode())
-        z = np.random.RandomState(seed).standard_normal(shape)  # noqa: NPY002, the recording used this generator
+        z = np.random.RandomState(seed).standard_normal(shape)
         if name.endswith("running_var"):
             z = 1 + 0.1 * np.abs(z)
         elif name.endswith("running_mean"):
@@ -185,14 +185,10 @@ def check_world_model_update(golden: Golden, low_kl: bool) -> Iterator[Line]:
         return
     unimix = golden.config.model.unimix
     yield golden.output("wm_out_embedding", predicted.embedding_BTE)
-    yield golden.output(
-        "wm_out_posterior_logits", categorical.probabilities(predicted.post_logits_BTGC, unimix).log()
-    )
+    yield golden.output("wm_out_posterior_logits", categorical.probabilities(predicted.post_logits_BTGC, unimix).log())
     yield golden.output("wm_out_reconstruction", predicted.image_BTPYX)
     yield golden.output("wm_out_hidden", predicted.h_BTD)
-    yield golden.output(
-        "wm_out_prior_logits", categorical.probabilities(predicted.prior_logits_BTGC, unimix).log()
-    )
+    yield golden.output("wm_out_prior_logits", categorical.probabilities(predicted.prior_logits_BTGC, unimix).log())
     yield golden.output("wm_out_reward_logits", predicted.reward_logits_BTV)
     yield golden.output("wm_out_termination_logit", predicted.end_logit_BT)
     yield golden.output("wm_out_encoder_first_bn_running_mean_after", model.encoder.norms[0].running_mean)

@@ -1,0 +1,28 @@
+# Two commands set up a fresh machine with Python >= 3.11, a C++ compiler and make, and nothing else:
+#   make train        install, train, evaluate: `storm` on a GPU, `tiny` (Freeway) on a CPU
+#   make test         install, run the whole test suite
+# More words for the trainer: make train ARGS="--game Breakout --seed 2"
+
+PYTHON ?= python3
+VENV ?= .venv
+RUN ?= runs/make-train-$(shell date -u +%Y%m%d-%H%M%S)
+ARGS ?=
+BIN := $(VENV)/bin
+
+.PHONY: train test
+
+train: $(VENV)/.installed
+	$(BIN)/python -m storm_fast.train --run-dir $(RUN) $(ARGS)
+	$(BIN)/python -m storm_fast.evaluate $(RUN) --checkpoint all
+
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/.installed-test: pyproject.toml $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --editable ".[test]"
+	touch $@

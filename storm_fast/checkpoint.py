@@ -1,0 +1,90 @@
+"""All that training changes, and how it goes to a run folder and back, to the bit."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from storm_fast import build
+from storm_fast.agent import Agent
+from storm_fast.collect import Collector
+from storm_fast.metrics import MeanMetrics
+from storm_fast.optimizer import Optimizer
+from storm_fast.policy import Policy
+from storm_fast.replay import Replay
+from storm_fast.run import Run
+from storm_fast.world_model import WorldModel
+
+
+@dataclass
+class Training:
+    """The moving parts of one run."""
+
+    world_model: WorldModel
+    agent: Agent
+    model_optimizer: Optimizer
+    agent_optimizer: Optimizer
+    replay: Replay
+    collector: Collector
+    policy: Policy
+    means: MeanMetrics
+    generator: torch.Generator  # every draw but dropout's, which is torch's own
+    step: int = 0  # over all environments
+    model_updates: int = 0
+
+
+_PARTS = ("model_optimizer", "agent_optimizer", "collector", "policy", "means")
+
+
+def save(run: Run, training: Training) -> None:
+    """Write checkpoint `training.step`."""
+    first = max(run.saved_rows, training.replay.appended - training.replay.rows)
+    run.save_replay_rows(first, training.replay.rows_since(first))
+    state = {name: _plain(getattr(training, name).state_dict()) for name in _PARTS}
+    state |= {"step": training.step, "model_updates": training.model_updates}
+    state |= {"replay_rows": training.replay.appended, "random": _random_state(training.generator)}
+    run.save_weights(training.step, build.weights(training.world_model, training.agent), state)
+
+
+def restore(run: Run, training: Training) -> None:
+    """Put the run's last checkpoint back, in place, and drop the rows of its logs that came after.
+
+    Raises:
+        InputError: where a file is missing or damaged, or belongs to another configuration.
+    """
+    step = run.checkpoints()[-1]
+    state, chunks = run.load_state(step)
+    build.load_weights(training.world_model, training.agent, run.load_weights(step))
+    for name in _PARTS:
+        getattr(training, name).load_state_dict(state[name])
+    for first, rows in chunks:
+        if first + len(rows["action"]) > state["replay_rows"] - training.replay.rows:
+            training.replay.restore(first, rows)
+    training.step, training.model_updates = state["step"], state["model_updates"]
+    random, generator = state["random"], training.generator
+    torch.set_rng_state(random["cpu"])
+    # Draws made on another kind of device cannot go on as they would have there: such a run is resumed anew seeded.
+    if generator.device.type == random["device"]:
+        generator.set_state(random["draws"])
+        if generator.device.type == "cuda":
+            torch.cuda.set_rng_state(random["cuda"], generator.device)
+    else:
+        generator.manual_seed(run.config.seed + step)
+    run.rewind_logs(step)
+
+
+def _random_state(generator: torch.Generator) -> dict[str, Any]:
+    state = {"device": generator.device.type, "draws": generator.get_state(), "cpu": torch.get_rng_state()}
+    if generator.device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(generator.device)
+    return state
+
+
+def _plain(state: Any) -> Any:
+    """Numpy arrays as tensors, which the restricted unpickler reads."""
+    if isinstance(state, np.ndarray):
+        return torch.from_numpy(state)
+    if isinstance(state, dict):
+        return {key: _plain(value) for key, value in state.items()}
+    return [_plain(value) for value in state] if isinstance(state, list) else state

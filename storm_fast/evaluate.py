@@ -1,0 +1,187 @@
+"""Evaluate a run's checkpoints: `python -m storm_fast.evaluate RUN`.
+
+Every environment plays the same number of episodes, so that short episodes do not crowd out long ones; actions
+are sampled (STORM sec. 4.1). The score is the mean return, the human-normalised score (A - R) / (H - R).
+"""
+
+import json
+import sys
+from dataclasses import dataclass, replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import tyro
+from tqdm import tqdm
+
+from storm_fast import build, demo
+from storm_fast.collect import Collector, GymCollector
+from storm_fast.config import Config
+from storm_fast.errors import InputError
+from storm_fast.policy import Policy
+from storm_fast.precision import Precision, choose
+from storm_fast.probe import reward_probe
+from storm_fast.run import Run, say
+
+PROBE_PROBABILITY = 0.9  # of the scripted action on the probe's rollout; demonstrations have 0.8
+
+
+@dataclass(frozen=True)
+class Command:
+    """Evaluate checkpoints of a run; writes RUN/eval/<step>.json."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """the run folder"""
+    checkpoint: str = "scored"
+    """a step; `all`; or `scored`, the one the configuration names, else the last"""
+    episodes: int = 20
+    """episodes per checkpoint, the same number in every environment"""
+    num_envs: int = 5
+    """environments side by side; must divide the episodes"""
+    seed: int = 0
+    """of environments and actions; training uses others"""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:<i>"""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """of matrix products"""
+
+
+def published() -> dict[str, Any]:
+    """Scores of Atari 100k: random, human, and per seed those of STORM and its peers."""
+    scores: dict[str, Any] = json.loads((files("storm_fast") / "data/atari100k_published.json").read_text())
+    return scores
+
+
+def play(
+    collector: Collector,
+    policy: Policy,
+    episodes: int,
+    seed: int,
+    generator: torch.Generator,
+    precision: Precision,
+) -> list[list[float]]:
+    """Returns of `episodes` episodes of every environment, in order.
+
+    A fast environment waits, its further games unrecorded, until the slowest has its quota.
+    """
+    N = collector.num_envs
+    returns: list[list[float]] = [[] for _ in range(N)]
+    obs_NYXP = collector.reset(seed)
+    with tqdm(total=N * episodes, unit="episode", leave=False) as bar:
+        while min(map(len, returns)) < episodes:
+            seen_NYXP = torch.from_numpy(obs_NYXP).to(precision.device, copy=True)
+            with precision.autocast():
+                action_N = policy.act(seen_NYXP, generator)
+            policy.remember(seen_NYXP, action_N)
+            collector.send(action_N.cpu().numpy())
+            steps = collector.recv()
+            obs_NYXP = steps.obs_NYXP
+            ended_N = steps.terminated_N | steps.truncated_N
+            if ended_N.any():
+                policy.end_episodes(torch.from_numpy(ended_N).to(precision.device))
+            for i in np.flatnonzero(ended_N):
+                if len(returns[i]) < episodes:
+                    returns[i].append(float(steps.episode_return_N[i]))
+                    bar.update()
+    return returns
+
+
+def evaluate(run: Run, step: int, command: Command) -> dict[str, Any]:
+    """Play one checkpoint's episodes; the result, as written to eval/<step>.json."""
+    config, precision = run.config, choose(command.device, command.precision)
+    weights = run.load_weights(step)
+    collector = GymCollector(config.game, replace(config.env, num_envs=command.num_envs))
+    world_model, agent = build.networks(config, collector.num_actions, precision)
+    build.load_weights(world_model, agent, weights)
+    world_model.eval()
+    policy = Policy(world_model, agent, config.loop, command.num_envs, precision.device)
+    generator = torch.Generator(precision.device).manual_seed(command.seed)
+    quota = command.episodes // command.num_envs
+    # Far from the seeds of training, which are small.
+    returns = play(collector, policy, quota, command.seed + 1_000_000, generator, precision)
+    score = float(np.mean(returns))
+    scores = published()
+    low, human = scores["random"].get(config.game), scores["human"].get(config.game)
+    normalised = None if low is None or human is None else (score - low) / (human - low)
+    result = {
+        "game": config.game,
+        "step": step,
+        "score": score,
+        "returns_per_env": returns,
+        "random": low,
+        "human": human,
+        "human_normalised": normalised,
+        "published_storm": scores["methods"]["STORM"].get(config.game),
+        "seed": command.seed,
+        "device": str(precision),
+    }
+    if config.game in demo.SCRIPTS:
+        result |= _baselines(config, command.seed)
+        rollout = demo.record(config.game, config.env, command.seed + 2_000_000, PROBE_PROBABILITY)
+        C, T = config.imagine.context, config.imagine.horizon
+        result["reward_probe"] = reward_probe(world_model, rollout, C, T, generator, precision)
+    (run.path / "eval" / f"{step}.json").write_text(json.dumps(result, indent=2) + "\n")
+    return result
+
+
+def _baselines(config: Config, seed: int) -> dict[str, float]:
+    """What the scripted action alone earns, always taken: two episodes."""
+    returns: list[npt.NDArray[np.float64]] = [
+        demo.record(config.game, config.env, seed + 3_000_000 + i, probability=1.0)["reward"].sum() for i in range(2)
+    ]
+    return {f"always_{demo.SCRIPTS[config.game].action.lower()}": float(np.mean(returns))}
+
+
+def _steps(run: Run, checkpoint: str) -> list[int]:
+    """The checkpoints that the command names."""
+    have = run.checkpoints()
+    if not have:
+        raise InputError(f"want a run with a checkpoint; {run.path} has none")
+    if checkpoint == "all":
+        return have
+    if checkpoint == "scored":
+        scored = run.config.scored_step
+        return [scored if scored in have else have[-1]]
+    if not checkpoint.isdigit() or int(checkpoint) not in have:
+        raise InputError(f"want --checkpoint all, scored or one of {', '.join(map(str, have))}; got {checkpoint!r}")
+    return [int(checkpoint)]
+
+
+def _report(result: dict[str, Any]) -> str:
+    """The result on a few lines."""
+    lines = [f"{result['game']} step {result['step']}: score {result['score']:.2f} on {result['device']}"]
+    shown = [name for name in ("random", "human", "human_normalised", "always_up", "reward_probe") if name in result]
+    lines += [f"  {name.replace('_', ' '):17s}{result[name]:10.3f}" for name in shown if result[name] is not None]
+    if result["published_storm"]:
+        seeds = " ".join(f"{x:.1f}" for x in result["published_storm"])
+        lines.append(f"  STORM, published seeds (without demonstration)  {seeds}")
+    return "\n".join(lines)
+
+
+def main(argv: list[str]) -> int:
+    """Evaluate and report; 0 when done, 2 when the input cannot be used."""
+    command = tyro.cli(Command, args=argv)
+    try:
+        if command.num_envs < 1 or command.episodes < 1 or command.episodes % command.num_envs:
+            wanted = "--episodes that --num-envs divides, both at least 1"
+            raise InputError(f"want {wanted}; got {command.episodes} and {command.num_envs}")
+        run = Run.open(command.run)
+        choose(command.device, command.precision)
+        for step in _steps(run, command.checkpoint):
+            say(_report(evaluate(run, step, command)))
+    except InputError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    return 0
+
+
+def cli() -> None:
+    """Entry point of the command."""
+    sys.exit(main(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    cli()
