@@ -37,16 +37,13 @@ _KINDS = {"obs": "u", "action": "iu", "reward": "f", "terminated": "b", "life_lo
 
 @dataclass(frozen=True)
 class Script:
-    """A policy without eyes: one action with a given probability, else another, uniformly."""
+    """A policy without eyes: one action with a given probability, else none (NOOP)."""
 
     action: str  # by ALE's name
 
     def act(self, actions: list[str], probability: float, generator: np.random.Generator) -> int:
         """An index into the game's action set."""
-        wanted = actions.index(self.action)
-        if generator.random() < probability:
-            return wanted
-        return int(generator.choice([i for i in range(len(actions)) if i != wanted]))
+        return actions.index(self.action if generator.random() < probability else "NOOP")
 
 
 SCRIPTS = {"Freeway": Script("UP")}

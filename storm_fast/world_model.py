@@ -92,7 +92,7 @@ class WorldModel(nn.Module):
         Z = config.latents * config.classes
         self.encoder = Encoder(config.stem_channels)
         self.posterior = nn.Linear(8 * config.stem_channels * _GRID * _GRID, Z)
-        self.posterior_norm = nn.BatchNorm1d(Z) if config.posterior_norm else None
+        self.posterior_norm = nn.BatchNorm1d(Z, affine=False) if config.posterior_norm else None
         self.transformer = Transformer(config, num_actions)
         self.prior = nn.Linear(config.width, Z)
         self.decoder = Decoder(Z, config.stem_channels)

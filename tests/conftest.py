@@ -1,0 +1,17 @@
+"""Settings of every test: repeatable hypothesis examples, and no GPU tests where there is no GPU."""
+
+import hypothesis
+import pytest
+import torch
+
+hypothesis.settings.register_profile("storm_fast", derandomize=True, deadline=None, max_examples=20)
+hypothesis.settings.load_profile("storm_fast")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what is marked `gpu` on a machine without CUDA."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
