@@ -24,6 +24,9 @@ SIZE = 64  # rows and columns of an observation
 INEXACT_RESTORE = frozenset({"Qbert"})
 """Games of Atari 100k whose restored emulator departs from the saved one (ale-py 0.12.1)."""
 
+_SNAPSHOT_EVERY = 8
+"""Steps between the snapshots that `state_dict` replays from."""
+
 
 class Steps(NamedTuple):
     """One step of N environments; host memory, owned by the collector, valid until its next step."""
@@ -104,6 +107,19 @@ def env_seed(seed: int, index: int) -> int:
     return int(np.random.SeedSequence((seed, index)).generate_state(1)[0])
 
 
+class _Snapshot(NamedTuple):
+    """A game some steps ago, and what was done since: enough to come back exactly.
+
+    ALE's saved state lacks the action that a sticky frame repeats. It is made again by replaying at least
+    _SNAPSHOT_EVERY steps, of which some frame is not sticky, under the saved random numbers.
+    """
+
+    emulator: npt.NDArray[np.uint8]
+    lives: int
+    before: int  # the action sent before the snapshot
+    actions: list[int]  # those sent since
+
+
 class GymCollector:
     """The slow twin: one gymnasium environment after the other, in the calling thread."""
 
@@ -121,11 +137,15 @@ class GymCollector:
         self.return_N = np.zeros(N, np.float64)
         self.length_N = np.zeros(N, np.int64)
         self._action_N: npt.NDArray[np.int64] | None = None
+        # The newest snapshot and the one before it, of every game.
+        self._snapshots: list[tuple[_Snapshot, _Snapshot]] = []
+        self.restored_exactly = True
 
     def reset(self, seed: int) -> npt.NDArray[np.uint8]:
         """Seed and start every game; later episodes go on with the same random numbers."""
         for i in range(self.num_envs):
             self._start(i, env_seed(seed, i))
+        self._snapshots = [(first, first) for first in map(self._snapshot, range(self.num_envs))]
         return self.obs_NYXP
 
     def send(self, action_N: npt.NDArray[np.int64]) -> None:
@@ -149,6 +169,7 @@ class GymCollector:
         reward_N = np.zeros(N, np.float32)
         flags_3N = np.zeros((3, N), np.bool_)
         for i, action in enumerate(action_N):
+            self._record(i, int(action))
             self.obs_NYXP[i], reward_N[i], *flags_3N[:, i] = self._step(i, int(action))
         self.return_N += reward_N
         self.length_N += 1
@@ -194,23 +215,74 @@ class GymCollector:
         self.lives_N[i] = info["lives"]
         self.return_N[i] = self.length_N[i] = 0
 
+    def _emulator(self, i: int) -> npt.NDArray[np.uint8]:
+        """ALE's own state, its random numbers included."""
+        state: Any = self.envs[i].ale.cloneState(include_rng=True).__getstate__()
+        return np.frombuffer(state, np.uint8).copy()
+
+    def _snapshot(self, i: int, before: int = 0) -> _Snapshot:
+        return _Snapshot(self._emulator(i), int(self.lives_N[i]), before, [])
+
+    def _record(self, i: int, action: int) -> None:
+        """Note an action that is about to be sent, and take a new snapshot when one is due."""
+        older, newer = self._snapshots[i]
+        if len(newer.actions) >= _SNAPSHOT_EVERY:
+            older, newer = newer, self._snapshot(i, newer.actions[-1])
+            self._snapshots[i] = older, newer
+        newer.actions.append(action)
+        if older is not newer:
+            older.actions.append(action)
+
+    def _replay(self, i: int, snapshot: _Snapshot, before: int) -> None:
+        """Go back to a snapshot, with `before` as the action that sticks, and do again what was done since."""
+        env = self.envs[i]
+        env.reset(seed=0)
+        for _ in range(40):  # so that the last of these is not sticky, all but surely
+            env.ale.act(env._action_set[before])
+        env.ale.restoreState(ale_py.ALEState(snapshot.emulator.tobytes()))
+        self.lives_N[i] = snapshot.lives
+        for action in snapshot.actions:
+            _, _, terminated, truncated, _ = self._step(i, action)
+            if terminated or truncated:
+                self._start(i, None)
+
     def state_dict(self) -> dict[str, Any]:
         """Emulators with their random numbers, and the counts of the running episodes."""
-        emulators: list[Any] = [env.ale.cloneState(include_rng=True).__getstate__() for env in self.envs]
         return {
-            "emulators": [np.frombuffer(state, np.uint8).copy() for state in emulators],
+            "emulators": [self._emulator(i) for i in range(self.num_envs)],
+            "snapshots": [older._asdict() for older, _ in self._snapshots],
             "obs": self.obs_NYXP.copy(),
+            "terminal_obs": self.terminal_obs_NYXP.copy(),
             "lives": self.lives_N.copy(),
             "return": self.return_N.copy(),
             "length": self.length_N.copy(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state_dict` was called; exact but for the games in INEXACT_RESTORE."""
+        """Go on where `state_dict` was called; exact but for the games in INEXACT_RESTORE.
+
+        `restored_exactly` tells whether every emulator arrived at the very state that was saved.
+        """
         if len(state["emulators"]) != self.num_envs:
             raise InputError(f"want the state of {self.num_envs} environments; got {len(state['emulators'])}")
+        self.restored_exactly = True
+        self._snapshots = []
         for i, env in enumerate(self.envs):
-            env.reset(seed=0)
-            env.ale.restoreState(ale_py.ALEState(np.asarray(state["emulators"][i]).tobytes()))
-        self.obs_NYXP[:] = state["obs"]
+            saved = np.asarray(state["emulators"][i])
+            snapshot = _Snapshot(**state["snapshots"][i])
+            snapshot = snapshot._replace(emulator=np.asarray(snapshot.emulator))
+            # The action that stuck before the snapshot was most likely the one sent; arriving at the saved state
+            # proves it, and else another is tried.
+            others = [action for action in range(self.num_actions) if action != snapshot.before]
+            for before in (snapshot.before, *others):
+                self._replay(i, snapshot, before)
+                if np.array_equal(self._emulator(i), saved):
+                    break
+            else:
+                self.restored_exactly = False
+                env.ale.restoreState(ale_py.ALEState(saved.tobytes()))
+            self.lives_N[i] = int(state["lives"][i])
+            # No snapshot is newer than the one restored from, so that a second save keeps enough steps to replay.
+            self._snapshots.append((snapshot, snapshot))
+        self.obs_NYXP[:], self.terminal_obs_NYXP[:] = state["obs"], state["terminal_obs"]
         self.lives_N[:], self.return_N[:], self.length_N[:] = state["lives"], state["return"], state["length"]
