@@ -5,7 +5,8 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-RUN ?= runs/make-train-$(shell date -u +%Y%m%d-%H%M%S)
+STAMP := $(shell date -u +%Y%m%d-%H%M%S)
+RUN ?= runs/make-train-$(STAMP)
 ARGS ?=
 BIN := $(VENV)/bin
 
@@ -13,7 +14,7 @@ BIN := $(VENV)/bin
 
 train: $(VENV)/.installed
 	$(BIN)/python -m storm_fast.train --run-dir $(RUN) $(ARGS)
-	$(BIN)/python -m storm_fast.evaluate $(RUN) --checkpoint all
+	$(BIN)/python -m storm_fast.evaluate $(RUN)
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest

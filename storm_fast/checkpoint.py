@@ -70,7 +70,7 @@ def restore(run: Run, training: Training) -> None:
         if generator.device.type == "cuda":
             torch.cuda.set_rng_state(random["cuda"], generator.device)
     else:
-        generator.manual_seed(run.config.seed + step)
+        generator.manual_seed(run.config.seed + 1000 * step)
     run.rewind_logs(step)
 
 

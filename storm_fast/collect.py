@@ -48,6 +48,7 @@ class Collector(Protocol):
     num_envs: int
     num_actions: int
     obs_NYXP: npt.NDArray[np.uint8]  # the newest observation
+    restored_exactly: bool  # whether the last load_state_dict arrived at the very state that was saved
 
     def reset(self, seed: int) -> npt.NDArray[np.uint8]:
         """Start every game anew; gives obs_NYXP."""
@@ -137,15 +138,16 @@ class GymCollector:
         self.return_N = np.zeros(N, np.float64)
         self.length_N = np.zeros(N, np.int64)
         self._action_N: npt.NDArray[np.int64] | None = None
-        # The newest snapshot and the one before it, of every game.
-        self._snapshots: list[tuple[_Snapshot, _Snapshot]] = []
+        # Of every game the newest snapshot, and ahead of it the one before, once there is one.
+        self._snapshots: list[list[_Snapshot]] = []
         self.restored_exactly = True
 
     def reset(self, seed: int) -> npt.NDArray[np.uint8]:
         """Seed and start every game; later episodes go on with the same random numbers."""
+        self._action_N = None
         for i in range(self.num_envs):
             self._start(i, env_seed(seed, i))
-        self._snapshots = [(first, first) for first in map(self._snapshot, range(self.num_envs))]
+        self._snapshots = [[self._snapshot(i)] for i in range(self.num_envs)]
         return self.obs_NYXP
 
     def send(self, action_N: npt.NDArray[np.int64]) -> None:
@@ -225,13 +227,11 @@ class GymCollector:
 
     def _record(self, i: int, action: int) -> None:
         """Note an action that is about to be sent, and take a new snapshot when one is due."""
-        older, newer = self._snapshots[i]
-        if len(newer.actions) >= _SNAPSHOT_EVERY:
-            older, newer = newer, self._snapshot(i, newer.actions[-1])
-            self._snapshots[i] = older, newer
-        newer.actions.append(action)
-        if older is not newer:
-            older.actions.append(action)
+        newest = self._snapshots[i][-1]
+        if len(newest.actions) >= _SNAPSHOT_EVERY:
+            self._snapshots[i] = [newest, self._snapshot(i, newest.actions[-1])]
+        for snapshot in self._snapshots[i]:
+            snapshot.actions.append(action)
 
     def _replay(self, i: int, snapshot: _Snapshot, before: int) -> None:
         """Go back to a snapshot, with `before` as the action that sticks, and do again what was done since."""
@@ -250,7 +250,7 @@ class GymCollector:
         """Emulators with their random numbers, and the counts of the running episodes."""
         return {
             "emulators": [self._emulator(i) for i in range(self.num_envs)],
-            "snapshots": [older._asdict() for older, _ in self._snapshots],
+            "snapshots": [[s._replace(actions=[*s.actions])._asdict() for s in game] for game in self._snapshots],
             "obs": self.obs_NYXP.copy(),
             "terminal_obs": self.terminal_obs_NYXP.copy(),
             "lives": self.lives_N.copy(),
@@ -266,11 +266,15 @@ class GymCollector:
         if len(state["emulators"]) != self.num_envs:
             raise InputError(f"want the state of {self.num_envs} environments; got {len(state['emulators'])}")
         self.restored_exactly = True
+        self._action_N = None
         self._snapshots = []
         for i, env in enumerate(self.envs):
             saved = np.asarray(state["emulators"][i])
-            snapshot = _Snapshot(**state["snapshots"][i])
-            snapshot = snapshot._replace(emulator=np.asarray(snapshot.emulator))
+            saved_snapshots = [_Snapshot(**values) for values in state["snapshots"][i]]
+            self._snapshots.append(
+                [s._replace(emulator=np.asarray(s.emulator).copy(), actions=[*s.actions]) for s in saved_snapshots]
+            )
+            snapshot = self._snapshots[i][0]
             # The action that stuck before the snapshot was most likely the one sent; arriving at the saved state
             # proves it, and else another is tried.
             others = [action for action in range(self.num_actions) if action != snapshot.before]
@@ -282,7 +286,5 @@ class GymCollector:
                 self.restored_exactly = False
                 env.ale.restoreState(ale_py.ALEState(saved.tobytes()))
             self.lives_N[i] = int(state["lives"][i])
-            # No snapshot is newer than the one restored from, so that a second save keeps enough steps to replay.
-            self._snapshots.append((snapshot, snapshot))
         self.obs_NYXP[:], self.terminal_obs_NYXP[:] = state["obs"], state["terminal_obs"]
         self.lives_N[:], self.return_N[:], self.length_N[:] = state["lives"], state["return"], state["length"]

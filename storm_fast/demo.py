@@ -13,6 +13,7 @@ The file is a .npz of five arrays, n steps of one environment in order, the last
 
 import sys
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,26 +105,36 @@ def load(path: Path, num_actions: int, length: int) -> Arrays:
         InputError: saying which array is wrong, what was wanted and what came.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream:
+            file = np.load(stream, allow_pickle=False)
+            if not isinstance(file, np.lib.npyio.NpzFile):
+                raise ValueError("it holds one array and no names")
             arrays = dict(file)
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+    except (OSError, ValueError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
         raise InputError(f"want a demonstration .npz ({', '.join(_KINDS)}); {path}: {error}") from error
+    check(arrays, str(path), num_actions, length)
+    return {name: arrays[name] for name in _KINDS}
+
+
+def check(arrays: Arrays, source: str, num_actions: int, length: int) -> None:
+    """Raise InputError, as `load` does, unless the arrays are a demonstration; `source` is for the message."""
     if set(_KINDS) - set(arrays):
-        raise InputError(f"want arrays {', '.join(_KINDS)} in {path}; got {', '.join(arrays) or 'none'}")
+        raise InputError(f"want arrays {', '.join(_KINDS)} in {source}; got {', '.join(arrays) or 'none'}")
     n = len(arrays["action"]) if arrays["action"].ndim else 0
     for name, kind in _KINDS.items():
         array = arrays[name]
         shape = (n, *FRAME) if name == "obs" else (n,)
         if array.shape != shape or array.dtype.kind not in kind or (name == "obs" and array.dtype != np.uint8):
             wanted = {"u": "uint8", "iu": "integer", "f": "float", "b": "bool"}[kind]
-            raise InputError(f"want {name} {wanted} {list(shape)} in {path}; got {array.dtype} {list(array.shape)}")
+            raise InputError(f"want {name} {wanted} {list(shape)} in {source}; got {array.dtype} {list(array.shape)}")
     if n < length:
-        raise InputError(f"want at least {length} steps, one window, in {path}; got {n}")
+        raise InputError(f"want at least {length} steps, one window, in {source}; got {n}")
     if int(arrays["action"].max()) >= num_actions or int(arrays["action"].min()) < 0:
-        raise InputError(f"want actions in [0, {num_actions}) in {path}; got up to {int(arrays['action'].max())}")
+        raise InputError(
+            f"want actions in [0, {num_actions}) in {source}; got {int(arrays['action'].min())} to {int(arrays['action'].max())}"
+        )
     if not np.isfinite(arrays["reward"]).all():
-        raise InputError(f"want finite rewards in {path}; got NaN or infinity")
-    return {name: arrays[name] for name in _KINDS}
+        raise InputError(f"want finite rewards in {source}; got NaN or infinity")
 
 
 def save(path: Path, arrays: Arrays) -> None:
@@ -158,8 +169,8 @@ def cli() -> None:
     """Entry point of the command."""
     command = tyro.cli(Command)
     try:
-        if command.out.exists() or command.out.suffix != ".npz":
-            raise InputError(f"want a new file.npz to write; got {command.out}")
+        if command.out.exists() or command.out.suffix != ".npz" or not command.out.parent.is_dir():
+            raise InputError(f"want a new file.npz in a folder that exists; got {command.out}")
         arrays = record(command.game, EnvConfig(), command.seed)
     except InputError as error:
         sys.stderr.write(f"error: {error}\n")

@@ -5,6 +5,7 @@ are sampled (STORM sec. 4.1). The score is the mean return, the human-normalised
 """
 
 import json
+import math
 import sys
 from dataclasses import dataclass, replace
 from importlib.resources import files
@@ -122,7 +123,8 @@ def evaluate(run: Run, step: int, command: Command) -> dict[str, Any]:
         result |= _baselines(config, command.seed)
         rollout = demo.record(config.game, config.env, command.seed + 2_000_000, PROBE_PROBABILITY)
         C, T = config.imagine.context, config.imagine.horizon
-        result["reward_probe"] = reward_probe(world_model, rollout, C, T, generator, precision)
+        probe = reward_probe(world_model, rollout, C, T, generator, precision)
+        result["reward_probe"] = None if math.isnan(probe) else probe
     (run.path / "eval" / f"{step}.json").write_text(json.dumps(result, indent=2) + "\n")
     return result
 
@@ -144,7 +146,13 @@ def _steps(run: Run, checkpoint: str) -> list[int]:
         return have
     if checkpoint == "scored":
         scored = run.config.scored_step
-        return [scored if scored in have else have[-1]]
+        if scored is None:
+            return [have[-1]]
+        # Several environments may step over the very number; the first checkpoint beyond it is meant then.
+        beyond = [step for step in have if step >= scored]
+        if not beyond:
+            say(f"note: the run has not reached step {scored}, which is to be scored; its last checkpoint is played")
+        return [beyond[0] if beyond else have[-1]]
     if not checkpoint.isdigit() or int(checkpoint) not in have:
         raise InputError(f"want --checkpoint all, scored or one of {', '.join(map(str, have))}; got {checkpoint!r}")
     return [int(checkpoint)]

@@ -31,5 +31,10 @@ class Optimizer:
         return self.adam.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` gave."""
+        """Restore what `state_dict` gave, in the memory layout that the parameters have here."""
         self.adam.load_state_dict(state)
+        # The fused step walks raw memory: a moment whose strides differ from its parameter's would be paired with
+        # other weights, without an error (saved in float32 on a CPU, resumed in channels_last).
+        for parameter, moments in self.adam.state.items():
+            for name in ("exp_avg", "exp_avg_sq"):
+                moments[name] = torch.empty_like(parameter).copy_(moments[name])

@@ -79,7 +79,7 @@ class Replay:
 
     def rows_since(self, first: int) -> dict[str, Tensor]:
         """Copies of rows `first` to the newest, oldest first, on the host. What a checkpoint writes."""
-        if not self.appended - self.rows <= first <= self.appended:
+        if not max(0, self.appended - self.rows) <= first <= self.appended:
             raise ValueError(f"want a row that is still held or the next; got {first} of {self.appended}")
         index = torch.arange(first, self.appended, device=self.obs.device) % self.rows
         fields = {"obs": self.obs, "action": self.action, "reward": self.reward, "end": self.end}

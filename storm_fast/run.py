@@ -66,6 +66,10 @@ class Run:
         except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
             raise InputError(f"want a readable {file}; {error}") from error
 
+    def save_config(self) -> None:
+        """Write the configuration again: a resumed run may have changed how long it is, and the like."""
+        _write(self.path / "config.json", _json(to_dict(self.config)))
+
     def checkpoints(self) -> list[int]:
         """Steps of all complete checkpoints, ascending."""
         return sorted(int(p.name) for p in (self.path / "ckpt").iterdir() if p.name.isdigit())
@@ -81,7 +85,10 @@ class Run:
         if state is not None:
             torch.save(state, aside / "state.pt")
         files = {file.name: _digest(file) for file in sorted(aside.iterdir())}
-        _write(aside / "manifest.json", _json({"step": step, "files": files, "replay": self._chunks}))
+        extra = self.path / "demonstration.npz"
+        content = {"step": step, "files": files, "replay": self._chunks}
+        content["demonstration"] = _digest(extra) if extra.exists() else None
+        _write(aside / "manifest.json", _json({"sha256": _text_digest(content), "content": content}))
         for file in aside.iterdir():
             _sync(file)
         shutil.rmtree(final, ignore_errors=True)
@@ -137,11 +144,15 @@ class Run:
             have = ", ".join(map(str, self.checkpoints())) or "none"
             raise InputError(f"want a checkpoint of {self.path} ({have}); got {step}")
         try:
-            manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
-            files, _ = manifest["files"], manifest["replay"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            whole = json.loads((folder / "manifest.json").read_text())
+            manifest: dict[str, Any] = whole["content"]
+            if whole["sha256"] != _text_digest(manifest):
+                raise ValueError("its SHA-256 differs, so it is damaged")
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise InputError(f"want a readable {folder / 'manifest.json'}; {error!r}") from error
-        for name, digest in files.items():
+        if manifest["demonstration"] is not None and only is None:
+            _verify(self.path / "demonstration.npz", manifest["demonstration"])
+        for name, digest in manifest["files"].items():
             if only is None or name in only:
                 _verify(folder / name, digest)
         return manifest
@@ -219,13 +230,17 @@ def _digest(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def _text_digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
 def _verify(file: Path, digest: str) -> None:
     if not file.is_file():
         raise InputError(f"want {file}, which the checkpoint needs; it is missing")
     if _digest(file) != digest:
         raise InputError(
             f"want {file} as it was written; its SHA-256 differs, so the file is damaged "
-            f"(moving its checkpoint's folder away lets --resume use the one before)"
+            f"(an older checkpoint that does not need it is used when the newer ones in ckpt/ are moved away)"
         )
 
 

@@ -88,22 +88,23 @@ def parse(argv: list[str]) -> tuple[Run, bool]:
     return Run(path, config), False
 
 
-def train(run: Run, resumed: bool) -> None:
-    """The whole of training, from the first random action to the last checkpoint."""
+def train(run: Run, resumed: bool) -> bool:
+    """The whole of training, from the first random action to the last checkpoint; whether it got there."""
     config, loop = run.config, run.config.loop
     precision = choose(config.device, config.precision)
     trajectory = _demonstration(run, resumed)
-    if not resumed:
-        run = Run.create(run.path, config)
-        if trajectory is not None:
-            demo.save(run.path / "demonstration.npz", trajectory)
     demonstration = demo.to_replay(trajectory, precision.device) if trajectory is not None else None
     t = _build(config, precision)
     obs_NYXP = t.collector.reset(config.seed)
     if resumed:
         checkpoint.restore(run, t)
+        run.save_config()
         obs_NYXP = t.collector.obs_NYXP
-    _introduce(run, t, precision, resumed)
+    else:
+        run = Run.create(run.path, config)
+        if trajectory is not None:
+            demo.save(run.path / "demonstration.npz", trajectory)
+    _introduce(run, t, precision, demonstration, resumed)
 
     N = t.collector.num_envs
     writer = SummaryWriter(str(run.path / "tensorboard"), purge_step=t.step + 1 if resumed else None)
@@ -159,16 +160,18 @@ def train(run: Run, resumed: bool) -> None:
                     writer.add_scalar(name, value, t.step)
                 run.append_rows("metrics.jsonl", [{"step": t.step} | means | rate])
                 bar.set_postfix_str(_postfix(means, last_return))
-            if _due(before, t.step, config.checkpoint_every) or t.step >= config.steps or interrupted:
+            stopping = bool(interrupted)  # read once: a signal after the checkpoint waits for the next step's
+            if _due(before, t.step, config.checkpoint_every) or t.step >= config.steps or stopping:
                 checkpoint.save(run, t)
-            if interrupted:
+            if stopping:
                 break
     bar.close()
     writer.close()
     if t.step < config.steps:
         say(f"stopped at step {t.step}; to go on: python -m storm_fast.train --resume {run.path}")
-    else:
-        say(f"trained {t.step} steps; now: python -m storm_fast.evaluate {run.path}")
+        return False
+    say(f"trained {t.step} steps; now: python -m storm_fast.evaluate {run.path}")
+    return True
 
 
 def _learn(
@@ -210,33 +213,45 @@ def _build(config: Config, precision: Precision) -> Training:
         collector,
         Policy(world_model, agent, config.loop, N, precision.device),
         MeanMetrics(precision.device),
-        torch.Generator(precision.device).manual_seed(config.seed),
+        torch.Generator(precision.device).manual_seed(_draw_seed(config.seed)),
     )
+
+
+def _draw_seed(seed: int) -> int:
+    """The seed of the draws, apart from that of the initial weights: the same stream must not serve both."""
+    return int(np.random.SeedSequence((seed, 0xD3A3)).generate_state(1)[0])
 
 
 def _demonstration(run: Run, resumed: bool) -> demo.Arrays | None:
     """The demonstration the configuration names, checked; a resumed run reads its own copy."""
     config = run.config
-    if config.demonstration == "none":
+    wanted = config.demonstration
+    if wanted == "auto":
+        wanted = "scripted" if config.game in demo.SCRIPTS else "none"
+    if wanted == "none":
         return None
-    if config.demonstration == "scripted" and not resumed:
-        return demo.record(config.game, config.env, config.seed)
-    path = run.path / "demonstration.npz" if resumed else Path(config.demonstration)
     num_actions = action_count(config.game, config.env.full_action_space)
-    return demo.load(path, num_actions, max(config.model.length, config.imagine.context))
+    longest = max(config.model.length, config.imagine.context)
+    if wanted == "scripted" and not resumed:
+        arrays = demo.record(config.game, config.env, config.seed)
+        demo.check(arrays, "the scripted episode", num_actions, longest)
+        return arrays
+    path = run.path / "demonstration.npz" if resumed else Path(wanted)
+    return demo.load(path, num_actions, longest)
 
 
-def _introduce(run: Run, t: Training, precision: Precision, resumed: bool) -> None:
+def _introduce(run: Run, t: Training, precision: Precision, demonstration: Replay | None, resumed: bool) -> None:
     """Say what runs, on what."""
     config = run.config
     say(f"run        {run.path}{f' (resumed at step {t.step})' if resumed else ''}")
     say(f"preset     {config.preset}: {config.game}, {config.steps} steps, {config.env.num_envs} environments")
     say(f"device     {precision}; kernels: PyTorch references")
     say(f"collector  {t.collector.name}")
+    say(f"demo       {'none' if demonstration is None else f'{len(demonstration)} steps beside the replay'}")
     if config.compile:
         say("compile    asked for, not available yet: the step runs eagerly")
-    if config.game in INEXACT_RESTORE:
-        say(f"note       ALE restores {config.game} inexactly: a resumed run differs from one never stopped")
+    if config.game in INEXACT_RESTORE or not t.collector.restored_exactly:
+        say(f"note       ALE restores {config.game} inexactly: a resumed run may differ from one never stopped")
 
 
 def _due(before: int, after: int, every: int) -> int:
@@ -283,13 +298,12 @@ def _interrupts() -> Iterator[list[int]]:
 
 
 def main(argv: list[str]) -> int:
-    """Parse and train; 0 when done, 2 when the input cannot be used."""
+    """Parse and train; 0 when done, 2 when the input cannot be used, 130 when stopped by a signal before the end."""
     try:
-        train(*parse(argv))
+        return 0 if train(*parse(argv)) else 130
     except InputError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
-    return 0
 
 
 def cli() -> None:

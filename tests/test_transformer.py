@@ -69,7 +69,6 @@ def test_dropout_acts_on_attention_and_both_branches_while_training_alone() -> N
 def test_layers_ablation(layers: int) -> None:
     model = networks.world_model(layers=layers)
     assert len(model.transformer.blocks) == layers
-    networks.batch()
     assert model.transformer(torch.zeros(1, 3, 24), torch.zeros(1, 3, dtype=torch.int64)).shape == (1, 3, 16)
 
 
