@@ -2,7 +2,8 @@
 
 `storm` follows the released code, which produced the published scores; `paper` follows the paper's equations
 where the two differ; `tiny` is small enough to learn Freeway on two CPU cores in minutes. Sources: "Table 10"
-and "eq." are STORM's; "released" is the authors' code. Fields marked DEVIATION change numerics or order against the released code; their defaults do not.
+and "eq." are STORM's; "released" is the authors' code. Fields marked DEVIATION change numerics or order
+against the released code; their defaults do not.
 """
 
 import dataclasses
@@ -176,7 +177,8 @@ class AgentConfig:
     agent_clip: float = 100.0
     """largest joint global norm of the gradients of actor and critic (Table 10)"""
     agent_start: int = 0
-    """world-model updates that go before the one with the agent's first (released: 0). DEVIATION in `tiny`: 600, imagination in an
+    """world-model updates that go before the one with the agent's first (released: 0). DEVIATION in `tiny`:
+    600, imagination in an
     untrained model teaches nothing"""
 
     def __post_init__(self) -> None:
@@ -236,7 +238,8 @@ class Config:
     compile: bool = False
     """capture the whole step as CUDA graphs (not available yet: the step runs eagerly, and says so)"""
     demonstration: str = "none"
-    """`none`; `auto`, scripted for a game that has a script and else none; `scripted`, recorded on the spot by a scripted policy (Freeway); or a file.npz (sec. 5.3)"""
+    """`none`; `auto`, scripted for a game that has a script and else none; `scripted`, recorded on the spot
+    by a scripted policy (Freeway); or a file.npz (sec. 5.3)"""
     checkpoint_every: int = 2500
     """steps between checkpoints (sec. 4.2)"""
     log_every: int = 100

@@ -131,7 +131,8 @@ def check(arrays: Arrays, source: str, num_actions: int, length: int) -> None:
         raise InputError(f"want at least {length} steps, one window, in {source}; got {n}")
     if int(arrays["action"].max()) >= num_actions or int(arrays["action"].min()) < 0:
         raise InputError(
-            f"want actions in [0, {num_actions}) in {source}; got {int(arrays['action'].min())} to {int(arrays['action'].max())}"
+            f"want actions in [0, {num_actions}) in {source}; "
+            f"got {int(arrays['action'].min())} to {int(arrays['action'].max())}"
         )
     if not np.isfinite(arrays["reward"]).all():
         raise InputError(f"want finite rewards in {source}; got NaN or infinity")

@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from storm_fast import build, checkpoint, demo, learn
 from storm_fast.checkpoint import Training
-from storm_fast.collect import INEXACT_RESTORE, GymCollector, Steps, action_count, check_game
+from storm_fast.collect import GymCollector, Steps, action_count, check_game
 from storm_fast.config import PRESETS, Config, flat, preset
 from storm_fast.errors import InputError
 from storm_fast.imagine import Context
@@ -250,8 +250,8 @@ def _introduce(run: Run, t: Training, precision: Precision, demonstration: Repla
     say(f"demo       {'none' if demonstration is None else f'{len(demonstration)} steps beside the replay'}")
     if config.compile:
         say("compile    asked for, not available yet: the step runs eagerly")
-    if config.game in INEXACT_RESTORE or not t.collector.restored_exactly:
-        say(f"note       ALE restores {config.game} inexactly: a resumed run may differ from one never stopped")
+    if not t.collector.restored_exactly:
+        say(f"note       ALE did not restore {config.game} exactly: this run may differ from one never stopped")
 
 
 def _due(before: int, after: int, every: int) -> int:
