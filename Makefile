@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 
 train: $(VENV)/.installed
 	$(BIN)/python -m storm_fast.train --run-dir $(RUN) $(ARGS)
-	$(BIN)/python -m storm_fast.evaluate $(RUN)
+	$(BIN)/python -m storm_fast.evaluate $(RUN) --episodes 10 --num-envs 10
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest

@@ -11,7 +11,9 @@ from storm_fast.world_model import FRAME, WorldModel
 
 
 def networks(config: Config, num_actions: int, precision: Precision) -> tuple[WorldModel, Agent]:
-    """World model and agent on the training device, initialised from the config's seed (PyTorch's defaults)."""
+    """World model and agent on the training device, initialised from the seed; sets the CPU threads named."""
+    if config.threads:
+        torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
     c = config.model
     features = {

@@ -235,6 +235,8 @@ class Config:
     """`auto`, `cpu`, `cuda` or `cuda:<i>`; auto takes a GPU where there is one"""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """of matrix products; auto: bf16 where the device has it in hardware, fp32 elsewhere (released: bf16)"""
+    threads: int = 0
+    """CPU threads of PyTorch; 0: its own choice. `tiny` takes 1: its operations are too small to share"""
     compile: bool = False
     """capture the whole step as CUDA graphs (not available yet: the step runs eagerly, and says so)"""
     demonstration: str = "none"
@@ -252,6 +254,7 @@ class Config:
 
     def __post_init__(self) -> None:
         _want(self.steps >= 1, "--steps of at least 1", self.steps)
+        _want(self.threads >= 0, "--threads of at least 0", self.threads)
         _want(0 <= self.seed < 2**31, "--seed in [0, 2**31)", self.seed)
         _want(self.log_every >= 1, "--log-every of at least 1", self.log_every)
         _want(self.checkpoint_every >= 1, "--checkpoint-every of at least 1", self.checkpoint_every)
@@ -294,6 +297,7 @@ def _tiny() -> Config:
         game="Freeway",
         steps=10_000,
         scored_step=None,
+        threads=1,
         demonstration="auto",
         checkpoint_every=2_500,
         log_every=200,
