@@ -164,7 +164,6 @@ def check_world_model_update(golden: Golden, low_kl: bool) -> Iterator[Line]:
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     predicted = model(batch.obs_BTYXP, batch.action_BT, golden.tensor("wm_low_kl_uniform" if low_kl else "wm_uniform"))
     loss, metrics = model.loss(batch, predicted)
-    kept = {}
     optimizer = Optimizer(model, golden.config.model.model_lr, eps=1e-8, clip=golden.config.model.model_clip)
     optimizer.backward(loss)
     kept = norms(model, golden.model_names, lambda _, p: p.grad)
