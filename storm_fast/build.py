@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from storm_fast.agent import Agent
+from storm_fast.allocator import keep_pages
 from storm_fast.config import Config
 from storm_fast.errors import InputError
 from storm_fast.precision import Precision
@@ -11,7 +12,12 @@ from storm_fast.world_model import FRAME, WorldModel
 
 
 def networks(config: Config, num_actions: int, precision: Precision) -> tuple[WorldModel, Agent]:
-    """World model and agent on the training device, initialised from the seed; sets the CPU threads named."""
+    """World model and agent on the training device, initialised from the seed.
+
+    Sets the process up for them: the CPU threads named and, on a CPU, an allocator that keeps its pages.
+    """
+    if precision.device.type == "cpu":
+        keep_pages()
     if config.threads:
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
