@@ -8,7 +8,7 @@ import torch
 
 from storm_fast import build
 from storm_fast.agent import Agent
-from storm_fast.collect import Collector
+from storm_fast.collect import AnyCollector
 from storm_fast.metrics import MeanMetrics
 from storm_fast.optimizer import Optimizer
 from storm_fast.policy import Policy
@@ -26,7 +26,7 @@ class Training:
     model_optimizer: Optimizer
     agent_optimizer: Optimizer
     replay: Replay
-    collector: Collector
+    collector: AnyCollector
     policy: Policy
     means: MeanMetrics
     generator: torch.Generator  # every draw but dropout's, which is torch's own

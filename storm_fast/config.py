@@ -33,10 +33,16 @@ class EnvConfig:
     """emulator frames per step, the action repeated (Table 10)"""
     frame_cap: int = 108_000
     """emulator frames after which an episode is truncated (ALE v5: 30 minutes of play)"""
+    collector: Literal["auto", "native", "ale_vector", "gym"] = "auto"
+    """who steps the games: `native`, C++; `gym`, its slow twin; `ale_vector`, ale_py's vector environment, which
+    departs in details; `auto`: native where it was built, else ale_vector"""
+    num_threads: int = 0
+    """threads that step the games, the calling one among them; 0: as many as cores and games (`gym`: always one)"""
 
     def __post_init__(self) -> None:
         _want(self.num_envs >= 1, "--num-envs of at least 1", self.num_envs)
         _want(0 <= self.sticky < 1, "--sticky in [0, 1)", self.sticky)
+        _want(self.num_threads >= 0, "--num-threads of at least 0", self.num_threads)
         _want(self.frame_skip >= 1, "--frame-skip of at least 1", self.frame_skip)
         _want(self.frame_cap >= self.frame_skip, "--frame-cap of at least --frame-skip", self.frame_cap)
 
@@ -96,6 +102,9 @@ class ModelConfig:
     center_frames: bool = False
     """DEVIATION in `tiny`: subtract the warm-up's mean frame before the encoder and add it after the decoder, so
     that the small model spends itself on what moves"""
+    zero_outputs: bool = False
+    """DEVIATION in `tiny`: the last layers of decoder and reward head start at zero (DV3 does so for rewards), so
+    that the first updates do not spend themselves, and the decoder's activations, on undoing random outputs"""
     model_lr: float = 1e-4
     """learning rate of Adam, eps 1e-8 (Table 10). DEVIATION in `tiny`: 1e-3, it has minutes"""
     model_clip: float = 1000.0
@@ -317,6 +326,7 @@ def _tiny() -> Config:
             dynamics_weight=3.0,
             posterior_norm=3.0,
             center_frames=True,
+            zero_outputs=True,
             model_lr=1e-3,
         ),
         imagine=ImagineConfig(imagine_batch=96, imagine_demonstration_batch=0, context=4, context_source="model_batch"),

@@ -15,7 +15,7 @@ import sys
 import zipfile
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,8 @@ import numpy.typing as npt
 import torch
 import tyro
 
-from storm_fast.collect import GymCollector, check_game
+from storm_fast.collect import check_game, open_collector
+from storm_fast.collect.games import make
 from storm_fast.config import EnvConfig
 from storm_fast.errors import InputError
 from storm_fast.replay import Replay
@@ -61,7 +62,7 @@ def play(
     max_steps: int | None = None,
 ) -> Arrays:
     """One episode of one environment under `act(obs) -> action`, in the file's format."""
-    collector = GymCollector(game, EnvConfig(1, env.sticky, env.full_action_space, env.frame_skip, env.frame_cap))
+    collector = open_collector(game, replace(env, num_envs=1, num_threads=1))
     obs = collector.reset(seed)[0].copy()
     rows: list[tuple[Any, ...]] = []
     while max_steps is None or len(rows) < max_steps:
@@ -88,7 +89,7 @@ def record(game: str, env: EnvConfig, seed: int, probability: float = DEMONSTRAT
             f"want a game with a scripted policy ({', '.join(SCRIPTS)}); got {game}; "
             f"use --demonstration none, or --demonstration FILE.npz"
         )
-    actions = GymCollector(game, env).envs[0].get_action_meanings()
+    actions = make(game, env).get_action_meanings()
     generator = np.random.default_rng((seed, 0xDE30))
     return play(game, env, seed + 10_000, lambda _: SCRIPTS[game].act(actions, probability, generator))
 

@@ -19,7 +19,7 @@ import tyro
 from tqdm import tqdm
 
 from storm_fast import build, demo
-from storm_fast.collect import Collector, GymCollector
+from storm_fast.collect import AnyCollector, open_collector
 from storm_fast.config import Config
 from storm_fast.errors import InputError
 from storm_fast.policy import Policy
@@ -57,7 +57,7 @@ def published() -> dict[str, Any]:
 
 
 def play(
-    collector: Collector,
+    collector: AnyCollector,
     policy: Policy,
     episodes: int,
     seed: int,
@@ -94,7 +94,7 @@ def evaluate(run: Run, step: int, command: Command) -> dict[str, Any]:
     """Play one checkpoint's episodes; the result, as written to eval/<step>.json."""
     config, precision = run.config, choose(command.device, command.precision)
     weights = run.load_weights(step)
-    collector = GymCollector(config.game, replace(config.env, num_envs=command.num_envs))
+    collector = open_collector(config.game, replace(config.env, num_envs=command.num_envs))
     world_model, agent = build.networks(config, collector.num_actions, precision)
     build.load_weights(world_model, agent, weights)
     world_model.eval()

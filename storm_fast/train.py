@@ -3,7 +3,7 @@
 Each turn of the loop plays one step of every environment and then learns from the replay:
 
     act      policy.py       the newest steps through the world model, then the actor
-    step     collect.py      the games move on
+    step     collect/        the games move on
     append   replay.py       a ring of frames on the training device
     model    learn.py        one update of the world model (world_model.py, transformer.py)
     imagine  imagine.py      the agent acts in the world model
@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from storm_fast import build, checkpoint, demo, learn
 from storm_fast.checkpoint import Training
-from storm_fast.collect import GymCollector, Steps, action_count, check_game
+from storm_fast.collect import Steps, action_count, check_game, open_collector
 from storm_fast.config import PRESETS, Config, flat, preset
 from storm_fast.errors import InputError
 from storm_fast.imagine import Context
@@ -201,7 +201,7 @@ def _learn(
 
 def _build(config: Config, precision: Precision) -> Training:
     """Every moving part of a new run."""
-    collector = GymCollector(config.game, config.env)
+    collector = open_collector(config.game, config.env)
     N = collector.num_envs
     world_model, agent = build.networks(config, collector.num_actions, precision)
     return Training(

@@ -103,6 +103,11 @@ class WorldModel(nn.Module):
             self.mean_frame: Tensor
             self.register_buffer("mean_frame", torch.zeros(FRAME))
         self.layout = torch.contiguous_format
+        if config.zero_outputs:
+            with torch.no_grad():
+                for last in (self.decoder.last, self.reward_head[-1]):
+                    for parameter in last.parameters():
+                        parameter.zero_()
 
     def forward(
         self, obs_BTYXP: Tensor, action_BT: Tensor, u_BTG: Tensor, u_prior_BTG: Tensor | None = None

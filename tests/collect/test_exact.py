@@ -1,4 +1,4 @@
-"""GymCollector against a pipeline written here a second time, and its seeds, ends, errors and restarts."""
+"""Collectors against a pipeline written here a second time, and their seeds, ends, errors and restarts."""
 
 import pickle
 from collections.abc import Iterator
@@ -11,11 +11,21 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from storm_fast.collect import GymCollector, Steps, action_count, check_game, env_seed, games
+from storm_fast.collect import Collector, GymCollector, Steps, action_count, check_game, env_seed, extension, games
 from storm_fast.config import EnvConfig
 from storm_fast.errors import InputError
 
 Actions = npt.NDArray[np.int64]
+Kind = type[GymCollector] | type[Collector]
+
+
+@pytest.fixture(params=[GymCollector, Collector])
+def kind(request: pytest.FixtureRequest) -> Kind:
+    """Each collector that is exact; the C++ one where it was built."""
+    if request.param is Collector and extension() is None:
+        pytest.skip("the C++ collector was not built")
+    chosen: Kind = request.param
+    return chosen
 
 
 class Reference(NamedTuple):
@@ -79,7 +89,7 @@ def copy(steps: Steps) -> Steps:
     return Steps(*(x.copy() for x in steps))
 
 
-def play(collector: GymCollector, action_TN: Actions) -> list[Steps]:
+def play(collector: GymCollector | Collector, action_TN: Actions) -> list[Steps]:
     return [copy(collector.step(action_N)) for action_N in action_TN]
 
 
@@ -116,9 +126,9 @@ def frames(steps: list[Steps]) -> npt.NDArray[np.uint8]:
     return np.stack([s.obs_NYXP for s in steps])
 
 
-def assert_equals_reference(game: str, config: EnvConfig, seed: int, count: int) -> list[Steps]:
+def assert_equals_reference(kind: Kind, game: str, config: EnvConfig, seed: int, count: int) -> list[Steps]:
     """Play `count` steps here and in the second pipeline; give the collector's."""
-    collector = GymCollector(game, config)
+    collector = kind(game, config)
     action_TN = random_actions(count, config.num_envs, collector.num_actions)
     first_NYXP = collector.reset(seed).copy()
     steps = play(collector, action_TN)
@@ -149,16 +159,16 @@ def assert_equals_reference(game: str, config: EnvConfig, seed: int, count: int)
     ],
     ids=["pong", "pong-cap-250", "pong-cap-201", "breakout-not-sticky", "breakout-of-three"],
 )
-def test_steps_equal_those_of_an_independent_pipeline(game: str, config: EnvConfig) -> None:
-    steps = assert_equals_reference(game, config, seed=3, count=200)
+def test_steps_equal_those_of_an_independent_pipeline(kind: Kind, game: str, config: EnvConfig) -> None:
+    steps = assert_equals_reference(kind, game, config, seed=3, count=200)
     ended = sum(int((s.terminated_N | s.truncated_N).sum()) for s in steps)
     # Pong lasts longer than this unless it is cut; Breakout does not.
     assert (ended > 0) == (game == "Breakout" or config.frame_cap < 1000)
     assert len(np.unique(frames(steps).reshape(200, -1), axis=0)) > 50
 
 
-def test_dtypes_and_shapes_are_those_of_the_interface() -> None:
-    collector = GymCollector("Pong", EnvConfig(num_envs=3))
+def test_dtypes_and_shapes_are_those_of_the_interface(kind: Kind) -> None:
+    collector = kind("Pong", EnvConfig(num_envs=3))
     assert collector.reset(0).shape == (3, 64, 64, 3)
     assert (collector.num_envs, collector.num_actions) == (3, 6)
     steps = collector.step(np.zeros(3, np.int64))
@@ -168,28 +178,28 @@ def test_dtypes_and_shapes_are_those_of_the_interface() -> None:
         assert value.shape == ((3, 64, 64, 3) if name.endswith("NYXP") else (3,)), name
 
 
-def test_the_same_seed_gives_the_same_game_and_another_seed_another() -> None:
+def test_the_same_seed_gives_the_same_game_and_another_seed_another(kind: Kind) -> None:
     action_TN = random_actions(60, 2, 6)
     runs = []
     for seed in (1, 1, 2):
-        collector = GymCollector("Pong", EnvConfig(num_envs=2))
+        collector = kind("Pong", EnvConfig(num_envs=2))
         collector.reset(seed)
         runs.append(play(collector, action_TN))
     assert_same(runs[0], runs[1])
     assert not np.array_equal(frames(runs[0]), frames(runs[2]))
 
 
-def test_resetting_a_used_collector_starts_the_same_game_again() -> None:
+def test_resetting_a_used_collector_starts_the_same_game_again(kind: Kind) -> None:
     action_TN = random_actions(60, 2, 4)
-    collector = GymCollector("Breakout", EnvConfig(num_envs=2))
+    collector = kind("Breakout", EnvConfig(num_envs=2))
     first_NYXP = collector.reset(1).copy()
     steps = play(collector, action_TN)
     assert np.array_equal(collector.reset(1), first_NYXP)
     assert_same(play(collector, action_TN), steps)
 
 
-def test_environments_of_one_collector_differ() -> None:
-    collector = GymCollector("Pong", EnvConfig(num_envs=2))
+def test_environments_of_one_collector_differ(kind: Kind) -> None:
+    collector = kind("Pong", EnvConfig(num_envs=2))
     collector.reset(1)
     seen_TNYXP = frames(play(collector, random_actions(60, 1, 6).repeat(2, axis=1)))
     assert not np.array_equal(seen_TNYXP[:, 0], seen_TNYXP[:, 1])
@@ -202,12 +212,12 @@ def test_no_two_environments_of_any_runs_share_a_seed() -> None:
     assert all(0 <= seed < 2**32 for seed in seeds)
 
 
-def test_only_sticky_actions_make_the_same_actions_lead_elsewhere() -> None:
+def test_only_sticky_actions_make_the_same_actions_lead_elsewhere(kind: Kind) -> None:
     action_TN = random_actions(100, 1, 6)
     seen = {}
     for sticky in (0.0, 0.25):
         for seed in (1, 2):
-            collector = GymCollector("Pong", EnvConfig(sticky=sticky))
+            collector = kind("Pong", EnvConfig(sticky=sticky))
             collector.reset(seed)
             seen[sticky, seed] = frames(play(collector, action_TN))
     assert np.array_equal(seen[0.0, 1], seen[0.0, 2])
@@ -215,19 +225,19 @@ def test_only_sticky_actions_make_the_same_actions_lead_elsewhere() -> None:
     assert not np.array_equal(seen[0.0, 1], seen[0.25, 1])
 
 
-def test_the_full_action_space_has_18_actions_and_the_minimal_one_the_games_own() -> None:
+def test_the_full_action_space_has_18_actions_and_the_minimal_one_the_games_own(kind: Kind) -> None:
     assert (action_count("Pong", False), action_count("Pong", True)) == (6, 18)
     assert (action_count("Breakout", False), action_count("Freeway", False)) == (4, 3)
-    collector = GymCollector("Pong", EnvConfig(full_action_space=True))
+    collector = kind("Pong", EnvConfig(full_action_space=True))
     assert collector.num_actions == 18
-    assert_equals_reference("Pong", EnvConfig(full_action_space=True), seed=5, count=40)
+    assert_equals_reference(kind, "Pong", EnvConfig(full_action_space=True), seed=5, count=40)
     collector.reset(0)
     with pytest.raises(ValueError, match=r"want actions in \[0, 18\); got \[18\]"):
         collector.send(np.array([18]))
 
 
-def test_an_ended_game_is_reset_within_the_step_and_keeps_its_last_frame_aside() -> None:
-    collector = GymCollector("Breakout", EnvConfig())
+def test_an_ended_game_is_reset_within_the_step_and_keeps_its_last_frame_aside(kind: Kind) -> None:
+    collector = kind("Breakout", EnvConfig())
     collector.reset(2)
     start_YXP = collector.obs_NYXP[0].copy()
     steps = play(collector, random_actions(400, 1, 4))
@@ -259,8 +269,8 @@ def test_breakout_loses_five_lives_an_episode_each_flagged_once() -> None:
     assert whole >= 2
 
 
-def test_the_frame_cap_truncates_and_does_not_terminate() -> None:
-    collector = GymCollector("Pong", EnvConfig(frame_cap=40))
+def test_the_frame_cap_truncates_and_does_not_terminate(kind: Kind) -> None:
+    collector = kind("Pong", EnvConfig(frame_cap=40))
     collector.reset(0)
     steps = play(collector, random_actions(35, 1, 6))
     assert [t for t, s in enumerate(steps) if s.truncated_N[0]] == [9, 19, 29]
@@ -281,8 +291,8 @@ NO_ACTIONS = [
 ]
 
 
-def test_actions_that_are_none_raise_and_leave_the_games_where_they_were() -> None:
-    collector, untouched = (GymCollector("Pong", EnvConfig(num_envs=2)) for _ in range(2))
+def test_actions_that_are_none_raise_and_leave_the_games_where_they_were(kind: Kind) -> None:
+    collector, untouched = (kind("Pong", EnvConfig(num_envs=2)) for _ in range(2))
     collector.reset(0)
     untouched.reset(0)
     for seed, (actions, wanted) in enumerate(NO_ACTIONS):
@@ -292,8 +302,8 @@ def test_actions_that_are_none_raise_and_leave_the_games_where_they_were() -> No
         assert_same(play(collector, action_TN), play(untouched, action_TN))
 
 
-def test_a_second_send_raises_and_the_first_still_counts() -> None:
-    collector, untouched = (GymCollector("Pong", EnvConfig(num_envs=2)) for _ in range(2))
+def test_a_second_send_raises_and_the_first_still_counts(kind: Kind) -> None:
+    collector, untouched = (kind("Pong", EnvConfig(num_envs=2)) for _ in range(2))
     collector.reset(0)
     untouched.reset(0)
     action_TN = random_actions(40, 2, 6)
@@ -303,8 +313,8 @@ def test_a_second_send_raises_and_the_first_still_counts() -> None:
     assert_same([copy(collector.recv()), *play(collector, action_TN[1:])], play(untouched, action_TN))
 
 
-def test_recv_without_send_raises_and_does_not_step() -> None:
-    collector, untouched = (GymCollector("Pong", EnvConfig(num_envs=2)) for _ in range(2))
+def test_recv_without_send_raises_and_does_not_step(kind: Kind) -> None:
+    collector, untouched = (kind("Pong", EnvConfig(num_envs=2)) for _ in range(2))
     collector.reset(0)
     untouched.reset(0)
     action_TN = random_actions(40, 2, 6)
@@ -313,8 +323,8 @@ def test_recv_without_send_raises_and_does_not_step() -> None:
     assert_same(play(collector, action_TN), play(untouched, action_TN))
 
 
-def test_what_the_caller_writes_after_send_does_not_matter() -> None:
-    collector, untouched = (GymCollector("Pong", EnvConfig(num_envs=2)) for _ in range(2))
+def test_what_the_caller_writes_after_send_does_not_matter(kind: Kind) -> None:
+    collector, untouched = (kind("Pong", EnvConfig(num_envs=2)) for _ in range(2))
     collector.reset(0)
     untouched.reset(0)
     action_N = np.array([2, 3])
@@ -336,11 +346,11 @@ def test_what_the_caller_writes_after_send_does_not_matter() -> None:
         ("xyzxyzxyz", "for example "),
     ],
 )
-def test_an_unknown_game_raises_and_suggests_one(game: str, hint: str) -> None:
+def test_an_unknown_game_raises_and_suggests_one(kind: Kind, game: str, hint: str) -> None:
     with pytest.raises(InputError, match=rf"want a game of ALE; got '{game}'; {hint}"):
         check_game(game)
     with pytest.raises(InputError, match=hint):
-        GymCollector(game, EnvConfig())
+        kind(game, EnvConfig())
 
 
 def test_the_games_of_atari_100k_are_known() -> None:
@@ -352,15 +362,15 @@ def test_the_games_of_atari_100k_are_known() -> None:
 
 @pytest.mark.parametrize("game", ["Pong", "Breakout"])
 @pytest.mark.parametrize("before", [0, 1, 150])
-def test_a_fresh_collector_goes_on_exactly_from_a_saved_state(game: str, before: int) -> None:
+def test_a_fresh_collector_goes_on_exactly_from_a_saved_state(kind: Kind, game: str, before: int) -> None:
     config = EnvConfig(num_envs=2, frame_cap=640)  # so that Pong, too, ends after the restore
-    collector = GymCollector(game, config)
+    collector = kind(game, config)
     collector.reset(5)
     play(collector, random_actions(before, 2, collector.num_actions))
     state = copy_state(collector.state_dict())
     action_TN = random_actions(200, 2, collector.num_actions, seed=1)
     wanted = play(collector, action_TN)
-    fresh = GymCollector(game, config)
+    fresh = kind(game, config)
     fresh.load_state_dict(state)
     got = play(fresh, action_TN)
     assert_same(got, wanted)
@@ -368,9 +378,9 @@ def test_a_fresh_collector_goes_on_exactly_from_a_saved_state(game: str, before:
 
 
 @pytest.mark.parametrize("presses", [1, 3])
-def test_a_restored_game_remembers_the_action_that_sticks(presses: int) -> None:
+def test_a_restored_game_remembers_the_action_that_sticks(kind: Kind, presses: int) -> None:
     config = EnvConfig(num_envs=4, sticky=0.5)
-    collector, fresh = GymCollector("Pong", config), GymCollector("Pong", config)
+    collector, fresh = kind("Pong", config), kind("Pong", config)
     collector.reset(0)
     play(collector, np.full((presses, 4), 2))  # RIGHT
     fresh.load_state_dict(copy_state(collector.state_dict()))
@@ -379,13 +389,13 @@ def test_a_restored_game_remembers_the_action_that_sticks(presses: int) -> None:
 
 
 @pytest.mark.parametrize("every", [1, 3])
-def test_a_game_handed_from_collector_to_collector_goes_on_exactly(every: int) -> None:
+def test_a_game_handed_from_collector_to_collector_goes_on_exactly(kind: Kind, every: int) -> None:
     config = EnvConfig(num_envs=2, frame_cap=36)  # 9 steps: ends fall between saves, and on them
-    whole = GymCollector("Breakout", config)
+    whole = kind("Breakout", config)
     whole.reset(5)
     action_TN = random_actions(12 * every, 2, 4)
     wanted = play(whole, action_TN)
-    holder, other = GymCollector("Breakout", config), GymCollector("Breakout", config)
+    holder, other = kind("Breakout", config), kind("Breakout", config)
     holder.reset(5)
     got: list[Steps] = []
     for t in range(0, 12 * every, every):
@@ -395,9 +405,9 @@ def test_a_game_handed_from_collector_to_collector_goes_on_exactly(every: int) -
     assert_same(got, wanted)
 
 
-def test_a_state_stays_as_it_was_saved_and_can_be_loaded_twice() -> None:
+def test_a_state_stays_as_it_was_saved_and_can_be_loaded_twice(kind: Kind) -> None:
     config = EnvConfig(num_envs=2)
-    collector = GymCollector("Breakout", config)
+    collector = kind("Breakout", config)
     collector.reset(5)
     play(collector, random_actions(30, 2, 4))
     state = collector.state_dict()
@@ -405,7 +415,7 @@ def test_a_state_stays_as_it_was_saved_and_can_be_loaded_twice() -> None:
     action_TN = random_actions(30, 2, 4, seed=1)
     runs = [play(collector, action_TN)]
     for _ in range(2):
-        fresh = GymCollector("Breakout", config)
+        fresh = kind("Breakout", config)
         fresh.load_state_dict(state)
         runs.append(play(fresh, action_TN))
         assert_equal_states(state, untouched)
@@ -413,16 +423,18 @@ def test_a_state_stays_as_it_was_saved_and_can_be_loaded_twice() -> None:
     assert_same(runs[0], runs[2])
 
 
-def test_a_restored_collector_shows_the_frame_to_act_on() -> None:
-    collector = GymCollector("Pong", EnvConfig(num_envs=2))
+def test_a_restored_collector_shows_the_frame_to_act_on(kind: Kind) -> None:
+    collector = kind("Pong", EnvConfig(num_envs=2))
     collector.reset(5)
     steps = play(collector, random_actions(50, 2, 6))
-    fresh = GymCollector("Pong", EnvConfig(num_envs=2))
+    fresh = kind("Pong", EnvConfig(num_envs=2))
     fresh.load_state_dict(collector.state_dict())
     assert np.array_equal(fresh.obs_NYXP, steps[-1].obs_NYXP)
 
 
-def test_a_state_of_another_number_of_environments_raises() -> None:
-    state = GymCollector("Pong", EnvConfig(num_envs=2)).state_dict()
+def test_a_state_of_another_number_of_environments_raises(kind: Kind) -> None:
+    collector = kind("Pong", EnvConfig(num_envs=2))
+    collector.reset(0)
+    state = collector.state_dict()
     with pytest.raises(InputError, match="want the state of 3 environments; got 2"):
-        GymCollector("Pong", EnvConfig(num_envs=3)).load_state_dict(state)
+        kind("Pong", EnvConfig(num_envs=3)).load_state_dict(state)

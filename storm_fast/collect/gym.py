@@ -1,108 +1,23 @@
-"""Playing Atari: N games side by side behind one small interface.
+"""The slow twin: Atari on gymnasium and ale-py alone. It is the definition of the environment.
 
-`GymCollector`, on gymnasium and ale-py, is the definition of the environment (STORM sec. 4.1, Table 10): the
-action repeated for 4 frames, the channel-wise maximum of the last two, area interpolation to 64 x 64, no
-gray scale, stacking, no-op start, fire reset or reward clipping. Faster collectors must equal it.
+The action repeated for 4 frames, the channel-wise maximum of the last two, area interpolation to 64 x 64, no
+gray scale, stacking, no-op start, fire reset or reward clipping (STORM sec. 4.1, Table 10).
 """
 
-import difflib
-import functools
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import ale_py
-import gymnasium
 import numpy as np
 import numpy.typing as npt
-from ale_py.env import AtariEnv
 
-from storm_fast import area
+from storm_fast.collect import area
+from storm_fast.collect.games import env_seed, make
+from storm_fast.collect.interface import SIZE, Frames, Steps, check_kind, checked_actions, checked_out
 from storm_fast.config import EnvConfig
 from storm_fast.errors import InputError
 
-SIZE = 64  # rows and columns of an observation
-
 _SNAPSHOT_EVERY = 8
 """Steps between the snapshots that `state_dict` replays from."""
-
-
-class Steps(NamedTuple):
-    """One step of N environments; host memory, owned by the collector, valid until its next step."""
-
-    obs_NYXP: npt.NDArray[np.uint8]  # what to act on next: after an end, the new episode's first frame
-    reward_N: npt.NDArray[np.float32]
-    terminated_N: npt.NDArray[np.bool_]
-    truncated_N: npt.NDArray[np.bool_]
-    life_lost_N: npt.NDArray[np.bool_]  # fewer lives than at the step before; the episode goes on
-    episode_return_N: npt.NDArray[np.float64]  # of the running episode, this step's reward included
-    episode_length_N: npt.NDArray[np.int64]  # likewise, in steps
-    terminal_obs_NYXP: npt.NDArray[np.uint8]  # the ended episode's last frame; meaningful where one ended
-
-
-class Collector(Protocol):
-    """What training and evaluation ask of a collector."""
-
-    name: str
-    num_envs: int
-    num_actions: int
-    obs_NYXP: npt.NDArray[np.uint8]  # the newest observation
-    restored_exactly: bool  # whether the last load_state_dict arrived at the very state that was saved
-
-    def reset(self, seed: int) -> npt.NDArray[np.uint8]:
-        """Start every game anew; gives obs_NYXP."""
-
-    def send(self, action_N: npt.NDArray[np.int64]) -> None:
-        """Begin one step of every environment. Raises ValueError before any steps when an action is none."""
-
-    def recv(self) -> Steps:
-        """Wait for the step that `send` began. Ended games have been reset already."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """All that `load_state_dict` needs to go on as if nothing had happened; plain values and arrays."""
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` gave."""
-
-
-@functools.cache
-def games() -> tuple[str, ...]:
-    """Every game of ALE, as in ALE/<game>-v5."""
-    gymnasium.register_envs(ale_py)
-    names = (key.removeprefix("ALE/") for key in gymnasium.registry if key.startswith("ALE/"))
-    return tuple(sorted(name.removesuffix("-v5") for name in names if name.endswith("-v5")))
-
-
-def check_game(game: str) -> None:
-    """Raise InputError, with suggestions, unless ALE knows the game."""
-    if game in games():
-        return
-    by_lower = {name.lower(): name for name in games()}
-    plain = game.lower().replace("_", "").replace(" ", "").replace("-", "")
-    near = [by_lower[name] for name in difflib.get_close_matches(plain, by_lower, n=3, cutoff=0.5)]
-    hint = f"did you mean {', '.join(near)}?" if near else f"for example {', '.join(games()[:5])}"
-    raise InputError(f"want a game of ALE; got {game!r}; {hint}")
-
-
-def _make(game: str, config: EnvConfig) -> AtariEnv:
-    check_game(game)
-    env = gymnasium.make(
-        f"ALE/{game}-v5",
-        frameskip=1,
-        repeat_action_probability=config.sticky,
-        full_action_space=config.full_action_space,
-        max_num_frames_per_episode=config.frame_cap,
-    ).unwrapped
-    assert isinstance(env, AtariEnv)
-    return env
-
-
-def action_count(game: str, full: bool) -> int:
-    """Actions of the game's minimal set, or of the full one."""
-    return len(_make(game, EnvConfig(full_action_space=full))._action_set)
-
-
-def env_seed(seed: int, index: int) -> int:
-    """The seed of environment `index`; runs of different seeds share none."""
-    return int(np.random.SeedSequence((seed, index)).generate_state(1)[0])
 
 
 class _Snapshot(NamedTuple):
@@ -119,17 +34,18 @@ class _Snapshot(NamedTuple):
 
 
 class GymCollector:
-    """The slow twin: one gymnasium environment after the other, in the calling thread."""
+    """One gymnasium environment after the other, in the calling thread."""
 
     name = "GymCollector (gymnasium + ale-py)"
 
     def __init__(self, game: str, config: EnvConfig) -> None:
         """Open config.num_envs games. Raises InputError for a game that ALE does not know."""
         self.num_envs, self.frame_skip = config.num_envs, config.frame_skip
-        self.envs = [_make(game, config) for _ in range(config.num_envs)]
+        self.envs = [make(game, config) for _ in range(config.num_envs)]
         self.num_actions = len(self.envs[0]._action_set)
         N = config.num_envs
-        self.obs_NYXP = np.zeros((N, SIZE, SIZE, 3), np.uint8)
+        self._own_NYXP = np.zeros((N, SIZE, SIZE, 3), np.uint8)
+        self.obs_NYXP = self._own_NYXP
         self.terminal_obs_NYXP = np.zeros_like(self.obs_NYXP)
         self.lives_N = np.zeros(N, np.int64)
         self.return_N = np.zeros(N, np.float64)
@@ -139,25 +55,25 @@ class GymCollector:
         self._snapshots: list[list[_Snapshot]] = []
         self.restored_exactly = True
 
-    def reset(self, seed: int) -> npt.NDArray[np.uint8]:
+    def reset(self, seed: int, out: Frames | None = None) -> npt.NDArray[np.uint8]:
         """Seed and start every game; later episodes go on with the same random numbers."""
         self._action_N = None
+        self._write_into(out)
         for i in range(self.num_envs):
             self._start(i, env_seed(seed, i))
         self._snapshots = [[self._snapshot(i)] for i in range(self.num_envs)]
         return self.obs_NYXP
 
-    def send(self, action_N: npt.NDArray[np.int64]) -> None:
+    def send(self, action_N: npt.NDArray[np.int64], out: Frames | None = None) -> None:
         """Check and keep the actions; the games step in `recv`."""
         if self._action_N is not None:
             raise ValueError("want recv() after send(); got a second send()")
-        action_N = np.asarray(action_N)
-        integer = np.issubdtype(action_N.dtype, np.integer)
-        if action_N.shape != (self.num_envs,) or not integer:
-            raise ValueError(f"want {self.num_envs} integer actions; got {action_N.dtype} {action_N.shape}")
-        if action_N.min() < 0 or action_N.max() >= self.num_actions:
-            raise ValueError(f"want actions in [0, {self.num_actions}); got {action_N.tolist()}")
-        self._action_N = action_N.astype(np.int64)
+        checked = checked_actions(action_N, self.num_envs, self.num_actions)
+        self._write_into(out)
+        self._action_N = checked
+
+    def _write_into(self, out: Frames | None) -> None:
+        self.obs_NYXP = self._own_NYXP if out is None else checked_out(out, self._own_NYXP.shape)
 
     def recv(self) -> Steps:
         """Step every game; those that end begin their next episode."""
@@ -188,9 +104,9 @@ class GymCollector:
             self.terminal_obs_NYXP,
         )
 
-    def step(self, action_N: npt.NDArray[np.int64]) -> Steps:
+    def step(self, action_N: npt.NDArray[np.int64], out: Frames | None = None) -> Steps:
         """`send` and `recv` in one."""
-        self.send(action_N)
+        self.send(action_N, out)
         return self.recv()
 
     def _step(self, i: int, action: int) -> tuple[npt.NDArray[np.uint8], float, bool, bool, bool]:
@@ -246,6 +162,7 @@ class GymCollector:
     def state_dict(self) -> dict[str, Any]:
         """Emulators with their random numbers, and the counts of the running episodes."""
         return {
+            "collector": type(self).__name__,
             "emulators": [self._emulator(i) for i in range(self.num_envs)],
             "snapshots": [[s._replace(actions=[*s.actions])._asdict() for s in game] for game in self._snapshots],
             "obs": self.obs_NYXP.copy(),
@@ -261,6 +178,7 @@ class GymCollector:
         `restored_exactly` tells whether every emulator arrived at the very state that was saved; where one did not
         (seen in Qbert, ale-py 0.12.1, 3 times of 40), the saved state is put in its place.
         """
+        check_kind(state, self)
         if len(state["emulators"]) != self.num_envs:
             raise InputError(f"want the state of {self.num_envs} environments; got {len(state['emulators'])}")
         self.restored_exactly = True
@@ -284,5 +202,6 @@ class GymCollector:
                 self.restored_exactly = False
                 env.ale.restoreState(ale_py.ALEState(saved.tobytes()))
             self.lives_N[i] = int(state["lives"][i])
+        self.obs_NYXP = self._own_NYXP
         self.obs_NYXP[:], self.terminal_obs_NYXP[:] = state["obs"], state["terminal_obs"]
         self.lives_N[:], self.return_N[:], self.length_N[:] = state["lives"], state["return"], state["length"]

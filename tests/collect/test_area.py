@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from storm_fast import area
+from storm_fast.collect import area
 
 
 def random_frame(Y: int, X: int, seed: int = 0) -> area.Frame:

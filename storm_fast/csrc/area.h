@@ -1,0 +1,144 @@
+// Area interpolation of ALE's screens, exact by integer arithmetic, and only where the screen has changed.
+//
+// A picture is the channel-wise maximum of two palette screens, shrunk by averaging areas and rounded to nearest, ties
+// to even: storm_fast/area.py says the same in NumPy. The average separates: a screen row is first shrunk to `columns`
+// integer sums, which are kept, and the rows of the result are weighted sums of those. A screen row equal to the one
+// of the step before costs a comparison, and a row of the result none of whose screen rows changed costs nothing.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <numeric>
+#include <vector>
+
+namespace storm_fast {
+
+// How much of each input lies in each output, in the largest unit that makes every share an integer.
+class Shares {
+ public:
+  Shares(int inputs, int outputs) : total_(inputs / std::gcd(inputs, outputs)) {
+    const int unit = std::gcd(inputs, outputs);
+    for (int output = 0; output < outputs; ++output) {
+      const int begin = output * inputs, end = begin + inputs;  // in 1 / outputs of an input
+      first_.push_back(begin / outputs);
+      offset_.push_back(static_cast<int>(weight_.size()));
+      for (int input = begin / outputs; input * outputs < end; ++input) {
+        const int from = std::max(begin, input * outputs), to = std::min(end, (input + 1) * outputs);
+        weight_.push_back((to - from) / unit);
+      }
+    }
+    offset_.push_back(static_cast<int>(weight_.size()));
+  }
+
+  int total() const { return total_; }                                           // weights of one output, summed
+  int first(int output) const { return first_[output]; }                         // its first input
+  int count(int output) const { return offset_[output + 1] - offset_[output]; }  // its inputs
+  const int* weights(int output) const { return weight_.data() + offset_[output]; }
+
+ private:
+  int total_;
+  std::vector<int> first_, offset_, weight_;
+};
+
+// The colours of a palette: planes of 256 bytes, red, green and blue, or gray alone.
+struct Palette {
+  int channels = 3;
+  std::uint8_t plane[3][256] = {};
+};
+
+class Picture {
+ public:
+  Picture(int screen_rows, int screen_columns, int rows, int columns, const Palette& palette)
+      : screen_rows_(screen_rows),
+        screen_columns_(screen_columns),
+        rows_(rows),
+        values_(columns * palette.channels),
+        palette_(palette),
+        down_(screen_rows, rows),
+        across_(screen_columns, columns),
+        newest_(screen_rows * screen_columns),
+        other_(newest_.size()),
+        narrow_(static_cast<std::size_t>(screen_rows) * values_),
+        sums_(values_),
+        shown_(static_cast<std::size_t>(rows) * values_),
+        changed_(screen_rows) {}
+
+  std::size_t bytes() const { return shown_.size(); }
+
+  // Shrink the maximum of two screens into `out`, bytes() of it. `before` may be the same screen.
+  void draw(const std::uint8_t* before, const std::uint8_t* newest, std::uint8_t* out) {
+    for (int row = 0; row < screen_rows_; ++row) {
+      const std::size_t at = static_cast<std::size_t>(row) * screen_columns_;
+      changed_[row] = !valid_ || std::memcmp(newest + at, newest_.data() + at, screen_columns_) != 0 ||
+                      std::memcmp(before + at, other_.data() + at, screen_columns_) != 0;
+      if (!changed_[row]) continue;
+      std::memcpy(newest_.data() + at, newest + at, screen_columns_);
+      std::memcpy(other_.data() + at, before + at, screen_columns_);
+      shrink_row(before + at, newest + at, narrow_.data() + static_cast<std::size_t>(row) * values_);
+    }
+    valid_ = true;
+    for (int row = 0; row < rows_; ++row) {
+      const char* changed = changed_.data() + down_.first(row);
+      if (std::find(changed, changed + down_.count(row), 1) != changed + down_.count(row)) average_row(row);
+    }
+    std::memcpy(out, shown_.data(), shown_.size());
+  }
+
+ private:
+  using Sum = std::uint16_t;  // at most 255 * 160, the widest screen's weights
+
+  void shrink_row(const std::uint8_t* before, const std::uint8_t* newest, Sum* narrow) {
+    std::uint8_t wide[3][kWidest];
+    for (int channel = 0; channel < palette_.channels; ++channel) {
+      const std::uint8_t* colour = palette_.plane[channel];
+      for (int x = 0; x < screen_columns_; ++x) wide[channel][x] = std::max(colour[before[x]], colour[newest[x]]);
+    }
+    const int columns = values_ / palette_.channels;
+    for (int column = 0; column < columns; ++column) {
+      const int first = across_.first(column), count = across_.count(column);
+      const int* weights = across_.weights(column);
+      for (int channel = 0; channel < palette_.channels; ++channel) {
+        int sum = 0;
+        for (int k = 0; k < count; ++k) sum += weights[k] * wide[channel][first + k];
+        *narrow++ = static_cast<Sum>(sum);
+      }
+    }
+  }
+
+  void average_row(int row) {
+    const Sum* narrow = narrow_.data() + static_cast<std::size_t>(down_.first(row)) * values_;
+    std::fill(sums_.begin(), sums_.end(), 0);
+    for (int k = 0; k < down_.count(row); ++k, narrow += values_) {
+      const int weight = down_.weights(row)[k];
+      for (int i = 0; i < values_; ++i) sums_[i] += weight * narrow[i];
+    }
+    std::uint8_t* shown = shown_.data() + static_cast<std::size_t>(row) * values_;
+    const int total = down_.total() * across_.total();
+    // Sums stay below 2^24, so both types hold them; a quotient lies at least 1 / (2 total) from a tie, or on it. An
+    // odd total has no ties, and for a small one float's error is far below that distance.
+    if (total % 2 == 1 && total <= 2048) {
+      const float scale = 1.0f / static_cast<float>(total);
+      for (int i = 0; i < values_; ++i)
+        shown[i] = static_cast<std::uint8_t>(static_cast<int>(static_cast<float>(sums_[i]) * scale + 0.5f));
+    } else {
+      constexpr double kToEven = 6755399441055744.0;  // 1.5 * 2^52: adding it rounds to an integer, ties to even
+      for (int i = 0; i < values_; ++i)
+        shown[i] = static_cast<std::uint8_t>(static_cast<int>(sums_[i] / static_cast<double>(total) + kToEven - kToEven));
+    }
+  }
+
+  static constexpr int kWidest = 160;  // columns of every ALE screen
+
+  int screen_rows_, screen_columns_, rows_, values_;  // values: of one row of the result, columns * channels
+  Palette palette_;
+  Shares down_, across_;
+  std::vector<std::uint8_t> newest_, other_;  // the screens that narrow_ was made from
+  std::vector<Sum> narrow_;
+  std::vector<int> sums_;
+  std::vector<std::uint8_t> shown_;
+  std::vector<char> changed_;
+  bool valid_ = false;
+};
+
+}  // namespace storm_fast

@@ -1,0 +1,244 @@
+// The Python module `storm_fast._collector`: arguments are checked here, before any game steps.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+#ifndef _WIN32
+#include <unistd.h>
+#endif
+
+#include <filesystem>
+#include <sstream>
+
+#include "ale/common/Log.hpp"
+#include "collector.h"
+
+namespace nb = nanobind;
+
+namespace storm_fast {
+
+namespace {
+
+using Bytes = nb::ndarray<nb::numpy, nb::device::cpu>;
+
+std::string shape_of(const Bytes& array) {
+  std::ostringstream text;
+  text << '[';
+  for (std::size_t axis = 0; axis < array.ndim(); ++axis) text << (axis ? ", " : "") << array.shape(axis);
+  text << ']';
+  return text.str();
+}
+
+[[noreturn]] void reject(const std::string& wanted, const std::string& got) {
+  throw nb::value_error(("want " + wanted + "; got " + got).c_str());
+}
+
+// Python's face of a Collector: it owns the results of a step and keeps the caller's buffers alive while one is written.
+class Bound {
+ public:
+  Bound(const std::string& rom, int num_envs, int num_threads, float sticky, bool full_action_space, int frame_skip,
+        int frame_cap, int rows, int columns, bool gray)
+      : rows_(rows), columns_(columns), channels_(gray ? 1 : 3), owner_(process()) {
+    if (num_envs < 1) reject("num_envs of at least 1", std::to_string(num_envs));
+    if (num_threads < 1) reject("num_threads of at least 1", std::to_string(num_threads));
+    if (!(sticky >= 0 && sticky < 1)) reject("sticky in [0, 1)", std::to_string(sticky));
+    if (frame_skip < 1) reject("frame_skip of at least 1", std::to_string(frame_skip));
+    if (frame_cap < frame_skip) reject("frame_cap of at least frame_skip", std::to_string(frame_cap));
+    if (!std::filesystem::is_regular_file(rom)) reject("the path of a ROM", rom);
+    const Settings settings{rom, sticky, full_action_space, frame_skip, frame_cap, rows, columns, gray};
+    nb::gil_scoped_release release;
+    collector_ = std::make_unique<Collector>(settings, num_envs, num_threads);
+  }
+
+  ~Bound() {
+    // A child made by fork has no workers to join: the memory is left to the end of the process.
+    if (process() != owner_) {
+      (void)collector_.release();
+      return;
+    }
+    nb::gil_scoped_release release;
+    collector_.reset();
+  }
+
+  int num_actions() { return collector_->num_actions(); }
+
+  void reset(const std::vector<std::int64_t>& seeds, const Bytes& observations) {
+    use();
+    if (static_cast<int>(seeds.size()) != collector_->num_envs())
+      reject(std::to_string(collector_->num_envs()) + " seeds", std::to_string(seeds.size()));
+    std::vector<std::int32_t> words;
+    for (const std::int64_t seed : seeds) words.push_back(static_cast<std::int32_t>(static_cast<std::uint32_t>(seed)));
+    const Frames frames = frames_of(observations, "observations");
+    finish();
+    nb::gil_scoped_release release;
+    collector_->reset(words.data(), frames);
+    started_ = true;
+  }
+
+  void send(const Bytes& actions, const Bytes& observations, const Bytes& terminals) {
+    use();
+    if (!started_) throw std::runtime_error("want reset() before send(); got send() first");
+    if (collector_->busy()) throw nb::value_error("want recv() after send(); got a second send()");
+    const std::vector<std::int64_t> checked = actions_of(actions);
+    const Frames shown = frames_of(observations, "observations"), last = frames_of(terminals, "terminals");
+    if (overlap(shown, last)) reject("observations and terminals apart", "overlapping memory");
+    kept_ = {nb::cast(observations), nb::cast(terminals)};
+    nb::gil_scoped_release release;
+    collector_->send(checked.data(), shown, last);
+  }
+
+  nb::tuple recv() {
+    use();
+    if (!collector_->busy()) throw nb::value_error("want send() before recv(); got recv() alone");
+    finish();
+    const std::vector<Outcome>& outcomes = outcomes_;
+    return nb::make_tuple(column<float>(outcomes, &Outcome::reward), column<bool>(outcomes, &Outcome::terminated),
+                          column<bool>(outcomes, &Outcome::truncated), column<bool>(outcomes, &Outcome::life_lost),
+                          column<double>(outcomes, &Outcome::episode_return),
+                          column<std::int64_t>(outcomes, &Outcome::episode_length));
+  }
+
+  void emulate(const std::vector<std::int64_t>& actions, int steps) {
+    use();
+    idle();
+    const std::size_t wanted = static_cast<std::size_t>(collector_->num_envs()) * steps;
+    if (steps < 1 || actions.size() != wanted) reject(std::to_string(wanted) + " actions", std::to_string(actions.size()));
+    for (const std::int64_t action : actions) check(action);
+    nb::gil_scoped_release release;
+    collector_->emulate(actions.data(), steps);
+  }
+
+  nb::list save() {
+    use();
+    idle();
+    if (!started_) throw std::runtime_error("want reset() before save(); got save() first");
+    nb::list result;
+    for (int i = 0; i < collector_->num_envs(); ++i) {
+      const std::string saved = collector_->save(i);
+      result.append(nb::bytes(saved.data(), saved.size()));
+    }
+    return result;
+  }
+
+  void restore(const std::vector<nb::bytes>& saved) {
+    use();
+    if (static_cast<int>(saved.size()) != collector_->num_envs())
+      reject("the state of " + std::to_string(collector_->num_envs()) + " environments", std::to_string(saved.size()));
+    finish();
+    for (int i = 0; i < collector_->num_envs(); ++i)
+      collector_->restore(i, std::string(saved[i].c_str(), saved[i].size()));
+    started_ = true;
+  }
+
+ private:
+  static long process() {
+#ifdef _WIN32
+    return 0;
+#else
+    return static_cast<long>(getpid());
+#endif
+  }
+
+  void use() const {
+    if (process() != owner_)
+      throw std::runtime_error("want a collector of this process; got one made before fork(), whose threads are not here");
+  }
+
+  void idle() const {
+    if (collector_->busy()) throw nb::value_error("want recv() after send(); a step is under way");
+  }
+
+  // Wait for a step under way, if there is one, and let the caller's buffers go.
+  void finish() {
+    if (!collector_->busy()) return;
+    struct Release {
+      std::vector<nb::object>& kept;
+      ~Release() { kept.clear(); }
+    } let_go{kept_};
+    nb::gil_scoped_release release;
+    outcomes_ = collector_->recv();
+  }
+
+  void check(std::int64_t action) const {
+    if (action < 0 || action >= collector_->num_actions())
+      reject("actions in [0, " + std::to_string(collector_->num_actions()) + ")", std::to_string(action));
+  }
+
+  std::vector<std::int64_t> actions_of(const Bytes& array) const {
+    const nb::dlpack::dtype type = array.dtype();
+    const bool integer = type.code == static_cast<std::uint8_t>(nb::dlpack::dtype_code::Int);
+    if (array.ndim() != 1 || static_cast<int>(array.shape(0)) != collector_->num_envs() || !integer ||
+        (type.bits != 32 && type.bits != 64))
+      reject(std::to_string(collector_->num_envs()) + " actions, int32 or int64", "shape " + shape_of(array));
+    std::vector<std::int64_t> result;
+    for (int i = 0; i < collector_->num_envs(); ++i) {
+      const std::int64_t at = i * array.stride(0);
+      const std::int64_t action = type.bits == 64 ? static_cast<const std::int64_t*>(array.data())[at]
+                                                  : static_cast<const std::int32_t*>(array.data())[at];
+      check(action);
+      result.push_back(action);
+    }
+    return result;
+  }
+
+  Frames frames_of(const Bytes& array, const char* name) const {
+    const std::int64_t shape[4] = {collector_->num_envs(), rows_, columns_, channels_};
+    const bool bytes = array.dtype() == nb::dtype<std::uint8_t>();
+    bool fits = bytes && array.ndim() == 4;
+    for (int axis = 0; fits && axis < 4; ++axis) fits = static_cast<std::int64_t>(array.shape(axis)) == shape[axis];
+    std::ostringstream wanted;
+    wanted << name << " uint8 [" << shape[0] << ", " << shape[1] << ", " << shape[2] << ", " << shape[3] << ']';
+    if (!fits) reject(wanted.str(), (bytes ? "uint8 " : "another dtype, ") + shape_of(array));
+    const std::int64_t frame = rows_ * columns_ * channels_;
+    std::int64_t dense = 1;
+    for (int axis = 3; axis > 0; --axis) {
+      if (shape[axis] > 1 && array.stride(axis) != dense) reject(wanted.str() + " with contiguous frames", "other strides");
+      dense *= shape[axis];
+    }
+    if (shape[0] > 1 && array.stride(0) < frame) reject(wanted.str() + " with frames apart", "frames that overlap");
+    return {static_cast<std::uint8_t*>(array.data()), array.stride(0)};
+  }
+
+  bool overlap(const Frames& a, const Frames& b) const {
+    const std::int64_t frame = rows_ * columns_ * channels_, last = collector_->num_envs() - 1;
+    return a.data < b.data + last * b.stride + frame && b.data < a.data + last * a.stride + frame;
+  }
+
+  template <typename T, typename Field>
+  static nb::object column(const std::vector<Outcome>& outcomes, Field field) {
+    T* values = new T[outcomes.size()];
+    nb::capsule owner(values, [](void* p) noexcept { delete[] static_cast<T*>(p); });
+    for (std::size_t i = 0; i < outcomes.size(); ++i) values[i] = outcomes[i].*field;
+    return nb::cast(nb::ndarray<nb::numpy, T, nb::ndim<1>>(values, {outcomes.size()}, owner));
+  }
+
+  int rows_, columns_, channels_;
+  long owner_;  // the process whose threads these are
+  bool started_ = false;
+  std::unique_ptr<Collector> collector_;
+  std::vector<nb::object> kept_;
+  std::vector<Outcome> outcomes_;
+};
+
+}  // namespace
+
+}  // namespace storm_fast
+
+NB_MODULE(_collector, module) {
+  using storm_fast::Bound;
+  ale::Logger::setMode(ale::Logger::mode::Error);
+  module.attr("ale_version") = ALE_VERSION;
+  nb::class_<Bound>(module, "Collector")
+      .def(nb::init<const std::string&, int, int, float, bool, int, int, int, int, bool>(), nb::kw_only(),
+           nb::arg("rom"), nb::arg("num_envs"), nb::arg("num_threads"), nb::arg("sticky"),
+           nb::arg("full_action_space"), nb::arg("frame_skip"), nb::arg("frame_cap"), nb::arg("rows"),
+           nb::arg("columns"), nb::arg("gray"))
+      .def_prop_ro("num_actions", &Bound::num_actions)
+      .def("reset", &Bound::reset, nb::arg("seeds"), nb::arg("observations").noconvert())
+      .def("send", &Bound::send, nb::arg("actions").noconvert(), nb::arg("observations").noconvert(),
+           nb::arg("terminals").noconvert())
+      .def("recv", &Bound::recv)
+      .def("emulate", &Bound::emulate, nb::arg("actions"), nb::arg("steps"))
+      .def("save", &Bound::save)
+      .def("restore", &Bound::restore, nb::arg("saved"));
+}

@@ -1,0 +1,123 @@
+#include "collector.h"
+
+#include <utility>
+
+namespace storm_fast {
+
+namespace {
+
+constexpr int kSpins = 200;  // polls, some microseconds, before a thread goes to sleep
+
+std::uint64_t packed(std::uint32_t job) { return static_cast<std::uint64_t>(job) << 32; }
+
+}  // namespace
+
+Pool::Pool(int threads) {
+  for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { serve(); });
+}
+
+Pool::~Pool() {
+  if (busy_) {
+    try {
+      finish();
+    } catch (...) {  // nobody is left to be told
+    }
+  }
+  {
+    const std::lock_guard lock(mutex_);
+    stopping_ = true;
+  }
+  begun_.notify_all();
+  for (std::thread& worker : workers_) worker.join();
+}
+
+void Pool::start(int count, std::function<void(int)> task) {
+  {
+    const std::lock_guard lock(mutex_);
+    task_ = std::move(task);
+    count_ = count;
+    error_ = nullptr;
+    left_.store(count, std::memory_order_relaxed);
+    const std::uint32_t job = job_.load(std::memory_order_relaxed) + 1;
+    next_.store(packed(job), std::memory_order_release);
+    job_.store(job, std::memory_order_release);
+  }
+  busy_ = true;
+  if (!workers_.empty() && count > 0) begun_.notify_all();
+}
+
+void Pool::finish() {
+  work(job_.load(std::memory_order_relaxed), count_);
+  for (int spin = 0; spin < kSpins && left_.load(std::memory_order_acquire) > 0; ++spin) std::this_thread::yield();
+  std::unique_lock lock(mutex_);
+  done_.wait(lock, [this] { return left_.load(std::memory_order_acquire) == 0; });
+  busy_ = false;
+  if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
+}
+
+void Pool::work(std::uint32_t job, int count) {
+  for (;;) {
+    std::uint64_t next = next_.load(std::memory_order_acquire);
+    const int i = static_cast<int>(next & 0xffffffffu);
+    if (next >> 32 != job || i >= count) return;
+    // Once a share is taken the job cannot end before it is done, so task_ is this job's.
+    if (!next_.compare_exchange_weak(next, next + 1, std::memory_order_acq_rel)) continue;
+    try {
+      task_(i);
+    } catch (...) {
+      const std::lock_guard lock(mutex_);
+      if (!error_) error_ = std::current_exception();
+    }
+    if (left_.fetch_sub(1, std::memory_order_acq_rel) == 1) {
+      const std::lock_guard lock(mutex_);
+      done_.notify_all();
+    }
+  }
+}
+
+void Pool::serve() {
+  std::uint32_t seen = 0;
+  for (;;) {
+    int count = 0;
+    for (int spin = 0; spin < kSpins && job_.load(std::memory_order_acquire) == seen; ++spin) std::this_thread::yield();
+    {
+      std::unique_lock lock(mutex_);
+      begun_.wait(lock, [&] { return stopping_ || job_.load(std::memory_order_acquire) != seen; });
+      if (stopping_) return;
+      seen = job_.load(std::memory_order_acquire);
+      count = count_;
+    }
+    work(seen, count);
+  }
+}
+
+Collector::Collector(const Settings& settings, int num_envs, int num_threads)
+    : actions_(num_envs), outcomes_(num_envs), pool_(num_threads) {
+  for (int i = 0; i < num_envs; ++i) games_.push_back(std::make_unique<Game>(settings));
+}
+
+void Collector::reset(const std::int32_t* seeds, Frames observations) {
+  pool_.start(num_envs(), [&](int i) { games_[i]->seed(seeds[i], observations.row(i)); });
+  pool_.finish();
+}
+
+void Collector::send(const std::int64_t* actions, Frames observations, Frames terminals) {
+  std::copy(actions, actions + num_envs(), actions_.begin());
+  pool_.start(num_envs(), [this, observations, terminals](int i) {
+    outcomes_[i] = games_[i]->step(static_cast<int>(actions_[i]), observations.row(i), terminals.row(i));
+  });
+}
+
+const std::vector<Outcome>& Collector::recv() {
+  pool_.finish();
+  return outcomes_;
+}
+
+void Collector::emulate(const std::int64_t* actions, int steps) {
+  pool_.start(num_envs(), [&](int i) {
+    for (int step = 0; step < steps; ++step) games_[i]->emulate(static_cast<int>(actions[i * steps + step]));
+  });
+  pool_.finish();
+}
+
+}  // namespace storm_fast

@@ -1,0 +1,83 @@
+// N games stepped by a few threads, the calling one among them. No Python here.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <exception>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "game.h"
+
+namespace storm_fast {
+
+// Runs task(0) ... task(count - 1), in any order, on threads - 1 workers and whoever waits.
+class Pool {
+ public:
+  explicit Pool(int threads);
+  ~Pool();
+  Pool(const Pool&) = delete;
+  Pool& operator=(const Pool&) = delete;
+
+  // Let the workers begin and return. The task must live until `finish`.
+  void start(int count, std::function<void(int)> task);
+  // Help until all is done; rethrows the first exception of a task.
+  void finish();
+  bool busy() const { return busy_; }
+
+ private:
+  void work(std::uint32_t job, int count);
+  void serve();
+
+  std::function<void(int)> task_;
+  int count_ = 0;
+  bool busy_ = false;  // between start and finish; the caller's thread alone reads it
+
+  // The next share to take; its upper half is the job's number, so that a late worker takes nothing of another job.
+  std::atomic<std::uint64_t> next_{0};
+  std::atomic<int> left_{0};
+  std::atomic<std::uint32_t> job_{0};
+  std::mutex mutex_;
+  std::condition_variable begun_, done_;
+  std::exception_ptr error_;
+  bool stopping_ = false;
+  std::vector<std::thread> workers_;
+};
+
+// Where a step is written: one row per game, `stride` bytes apart.
+struct Frames {
+  std::uint8_t* data = nullptr;
+  std::int64_t stride = 0;
+  std::uint8_t* row(int i) const { return data + i * stride; }
+};
+
+class Collector {
+ public:
+  Collector(const Settings& settings, int num_envs, int num_threads);
+
+  int num_envs() const { return static_cast<int>(games_.size()); }
+  int num_actions() const { return games_[0]->num_actions(); }
+  std::size_t observation_bytes() const { return games_[0]->observation_bytes(); }
+  bool busy() const { return pool_.busy(); }
+
+  void reset(const std::int32_t* seeds, Frames observations);
+  // `actions` are copied and must be in range.
+  void send(const std::int64_t* actions, Frames observations, Frames terminals);
+  const std::vector<Outcome>& recv();
+  void emulate(const std::int64_t* actions, int steps);  // no step may be under way
+
+  std::string save(int i) { return games_.at(i)->save(); }
+  void restore(int i, const std::string& saved) { games_.at(i)->restore(saved); }
+
+ private:
+  std::vector<std::unique_ptr<Game>> games_;
+  std::vector<std::int64_t> actions_;
+  std::vector<Outcome> outcomes_;
+  Pool pool_;  // last: its threads end before what they use
+};
+
+}  // namespace storm_fast

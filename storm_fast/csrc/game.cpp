@@ -1,0 +1,143 @@
+#include "game.h"
+
+#include <sstream>
+#include <stdexcept>
+
+namespace storm_fast {
+
+namespace {
+
+constexpr char kFormat[] = "storm_fast-game-1";
+// Some games keep hidden state that ALE neither saves nor resets (Qbert); some frames bring it to where it always is.
+constexpr int kSettlingFrames = 40;
+
+std::uint64_t fnv1a(const std::string& bytes) {
+  std::uint64_t hash = 14695981039346656037ull;
+  for (const unsigned char byte : bytes) hash = (hash ^ byte) * 1099511628211ull;
+  return hash;
+}
+
+Palette palette(ale::stella::OSystem& system, bool gray) {
+  Palette result;
+  result.channels = gray ? 1 : 3;
+  for (int value = 0; value < 256; ++value) {
+    if (gray) {
+      result.plane[0][value] = system.colourPalette().getGrayscale(value);
+      continue;
+    }
+    int rgb[3];
+    system.colourPalette().getRGB(value, rgb[0], rgb[1], rgb[2]);
+    for (int channel = 0; channel < 3; ++channel) result.plane[channel][value] = static_cast<std::uint8_t>(rgb[channel]);
+  }
+  return result;
+}
+
+}  // namespace
+
+Game::Game(const Settings& settings) : settings_(settings), ale_(std::make_unique<ale::ALEInterface>()) {
+  ale_->setFloat("repeat_action_probability", 0.0f);
+  ale_->setInt("max_num_frames_per_episode", settings.frame_cap);
+  ale_->setInt("random_seed", 0);
+  ale_->loadROM(settings.rom);
+  actions_ = settings.full_action_space ? ale_->getLegalActionSet() : ale_->getMinimalActionSet();
+  const ale::ALEScreen& screen = ale_->getScreen();
+  const int height = static_cast<int>(screen.height()), width = static_cast<int>(screen.width());
+  if (settings.rows < 1 || settings.rows > height || settings.columns < 1 || settings.columns > width)
+    throw std::invalid_argument("want an observation of at most " + std::to_string(height) + " x " +
+                                std::to_string(width) + ", the screen's size; got " + std::to_string(settings.rows) +
+                                " x " + std::to_string(settings.columns));
+  picture_ = std::make_unique<Picture>(height, width, settings.rows, settings.columns,
+                                       palette(*ale_->theOSystem, settings.gray));
+}
+
+void Game::seed(std::int32_t seed, std::uint8_t* observation) {
+  random_.seed(static_cast<std::uint32_t>(seed));
+  ale_->loadROM(settings_.rom);
+  start(observation);
+}
+
+void Game::start(std::uint8_t* observation) {
+  ale_->reset_game();
+  last_ = ale::PLAYER_A_NOOP;
+  lives_ = ale_->lives();
+  return_ = 0;
+  length_ = 0;
+  draw(ale_->getScreen().getArray(), observation);
+}
+
+void Game::draw(const std::uint8_t* before, std::uint8_t* observation) {
+  picture_->draw(before, ale_->getScreen().getArray(), observation);
+}
+
+ale::reward_t Game::act(ale::Action action) {
+  // Two draws a frame, as ALE's: the second is of the other player's action.
+  const double draw = random_() / 4294967296.0;
+  random_();
+  if (draw >= settings_.sticky) last_ = action;
+  return ale_->act(last_);
+}
+
+Outcome Game::step(int action, std::uint8_t* observation, std::uint8_t* terminal) {
+  Outcome outcome;
+  int frames = 0, reward = 0;
+  while (frames < settings_.frame_skip && !outcome.terminated && !outcome.truncated) {
+    reward += act(actions_[action]);
+    ++frames;
+    outcome.terminated = ale_->game_over(false);
+    outcome.truncated = ale_->game_truncated();
+  }
+  const int lives = ale_->lives();
+  outcome.reward = static_cast<float>(reward);
+  outcome.life_lost = lives < lives_;
+  outcome.episode_return = return_ += outcome.reward;
+  outcome.episode_length = ++length_;
+  lives_ = lives;
+  const bool ended = outcome.terminated || outcome.truncated;
+  // The emulator draws into two buffers in turn: the other one holds the frame before.
+  const std::uint8_t* before = frames > 1 ? ale_->theOSystem->console().mediaSource().previousFrameBuffer()
+                                          : ale_->getScreen().getArray();
+  draw(before, ended ? terminal : observation);
+  if (ended) start(observation);
+  return outcome;
+}
+
+void Game::emulate(int action) {
+  for (int frame = 0; frame < settings_.frame_skip; ++frame) act(actions_[action]);
+  if (ale_->game_over(true)) ale_->reset_game();
+}
+
+std::string Game::save() {
+  std::ostringstream body;
+  body << random_ << ' ' << static_cast<int>(last_) << ' ' << lives_ << ' ' << std::hexfloat << return_ << ' '
+       << length_ << '\n'
+       << ale_->cloneState(true).serialize();
+  std::ostringstream whole;
+  whole << kFormat << ' ' << ale_->theOSystem->console().properties().get(ale::stella::Cartridge_MD5) << ' '
+        << fnv1a(body.str()) << '\n'
+        << body.str();
+  return whole.str();
+}
+
+void Game::restore(const std::string& saved) {
+  const std::size_t end = saved.find('\n');
+  std::istringstream head(saved.substr(0, end));
+  std::string format, rom;
+  std::uint64_t hash = 0;
+  head >> format >> rom >> hash;
+  const std::string body = end == std::string::npos ? "" : saved.substr(end + 1);
+  if (!head || format != kFormat || hash != fnv1a(body)) throw std::invalid_argument("want a game's saved state; these bytes are none, or are damaged");
+  if (rom != ale_->theOSystem->console().properties().get(ale::stella::Cartridge_MD5))
+    throw std::invalid_argument("want the saved state of this game; got that of another ROM");
+  const std::size_t line = body.find('\n');
+  std::istringstream values(body.substr(0, line));
+  std::string real;
+  int last = 0;
+  values >> random_ >> last >> lives_ >> real >> length_;
+  return_ = std::stod(real);  // operator>> does not read what hexfloat wrote
+  last_ = static_cast<ale::Action>(last);
+  ale_->reset_game();
+  for (int frame = 0; frame < kSettlingFrames; ++frame) ale_->act(last_);
+  ale_->restoreState(ale::ALEState(body.substr(line + 1)));
+}
+
+}  // namespace storm_fast

@@ -1,0 +1,75 @@
+// One Atari game: ALE's core behind the environment of the paper (STORM sec. 4.1, Table 10).
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "ale/ale_interface.hpp"
+#include "area.h"
+
+namespace storm_fast {
+
+struct Settings {
+  std::string rom;  // path of the game's ROM, which must exist: ALE ends the process otherwise
+  float sticky = 0.25f;
+  bool full_action_space = false;
+  int frame_skip = 4;
+  int frame_cap = 108000;
+  int rows = 64;
+  int columns = 64;
+  bool gray = false;
+};
+
+struct Outcome {
+  float reward = 0;
+  bool terminated = false;
+  bool truncated = false;
+  bool life_lost = false;
+  double episode_return = 0;
+  std::int64_t episode_length = 0;
+};
+
+class Game {
+ public:
+  explicit Game(const Settings& settings);
+
+  int num_actions() const { return static_cast<int>(actions_.size()); }
+  std::size_t observation_bytes() const { return picture_->bytes(); }
+
+  // Load the ROM anew with ALE's own random seed and begin an episode; its first frame goes to `observation`.
+  void seed(std::int32_t seed, std::uint8_t* observation);
+
+  // Repeat an action for `frame_skip` frames. Where the episode ends, its last frame goes to `terminal` and the first
+  // of the next to `observation`; `outcome` is of the one that ended.
+  Outcome step(int action, std::uint8_t* observation, std::uint8_t* terminal);
+
+  // Frames of the emulator alone, as many as a step has: no picture is made. The floor that a step is compared with.
+  void emulate(int action);
+
+  // All that `restore` needs to go on as if nothing had happened, with its random numbers.
+  std::string save();
+  // Throws std::invalid_argument for bytes that `save` of the same ROM did not give.
+  void restore(const std::string& saved);
+
+ private:
+  void start(std::uint8_t* observation);
+  void draw(const std::uint8_t* before, std::uint8_t* observation);
+  ale::reward_t act(ale::Action action);
+
+  Settings settings_;
+  std::unique_ptr<ale::ALEInterface> ale_;
+  ale::ActionVect actions_;
+  std::unique_ptr<Picture> picture_;
+  // ALE's saved state lacks the action that a sticky frame repeats. So it is told never to stick, and which action a
+  // frame takes is decided here, by the random numbers that ALE would have drawn.
+  std::mt19937 random_;
+  ale::Action last_ = ale::PLAYER_A_NOOP;
+  int lives_ = 0;
+  double return_ = 0;
+  std::int64_t length_ = 0;
+};
+
+}  // namespace storm_fast
