@@ -41,11 +41,21 @@ class Shares {
   std::vector<int> first_, offset_, weight_;
 };
 
-// The colours of a palette: planes of 256 bytes, red, green and blue, or gray alone.
+// The colours of a palette, each as lanes of 16 bits, so that one multiplication weights all channels: red, green and
+// blue from the lowest lane up, or gray alone. A lane holds weighted sums up to 255 * 160, the widest screen's.
 struct Palette {
   int channels = 3;
-  std::uint8_t plane[3][256] = {};
+  std::uint64_t lanes[256] = {};
 };
+
+inline std::uint64_t brighter(std::uint64_t a, std::uint64_t b) {
+  std::uint64_t result = 0;
+  for (int shift = 0; shift < 48; shift += 16) {
+    const std::uint64_t lane = std::uint64_t{0xffff} << shift;
+    result |= std::max(a & lane, b & lane);
+  }
+  return result;
+}
 
 class Picture {
  public:
@@ -73,9 +83,16 @@ class Picture {
       changed_[row] = !valid_ || std::memcmp(newest + at, newest_.data() + at, screen_columns_) != 0 ||
                       std::memcmp(before + at, other_.data() + at, screen_columns_) != 0;
       if (!changed_[row]) continue;
+      // From the first to the last pixel that differs.
+      int first = 0, last = screen_columns_ - 1;
+      if (valid_) {
+        const auto same = [&](int x) { return newest[at + x] == newest_[at + x] && before[at + x] == other_[at + x]; };
+        while (same(first)) ++first;
+        while (same(last)) --last;
+      }
       std::memcpy(newest_.data() + at, newest + at, screen_columns_);
       std::memcpy(other_.data() + at, before + at, screen_columns_);
-      shrink_row(before + at, newest + at, narrow_.data() + static_cast<std::size_t>(row) * values_);
+      shrink_row(before + at, newest + at, first, last, narrow_.data() + static_cast<std::size_t>(row) * values_);
     }
     valid_ = true;
     for (int row = 0; row < rows_; ++row) {
@@ -86,23 +103,22 @@ class Picture {
   }
 
  private:
-  using Sum = std::uint16_t;  // at most 255 * 160, the widest screen's weights
+  using Sum = std::uint16_t;
 
-  void shrink_row(const std::uint8_t* before, const std::uint8_t* newest, Sum* narrow) {
-    std::uint8_t wide[3][kWidest];
-    for (int channel = 0; channel < palette_.channels; ++channel) {
-      const std::uint8_t* colour = palette_.plane[channel];
-      for (int x = 0; x < screen_columns_; ++x) wide[channel][x] = std::max(colour[before[x]], colour[newest[x]]);
-    }
+  // The weighted sums of all columns that hold pixels first ... last.
+  void shrink_row(const std::uint8_t* before, const std::uint8_t* newest, int first, int last, Sum* narrow) {
     const int columns = values_ / palette_.channels;
-    for (int column = 0; column < columns; ++column) {
-      const int first = across_.first(column), count = across_.count(column);
+    int column = first * columns / screen_columns_;
+    for (narrow += column * palette_.channels; column < columns && across_.first(column) <= last; ++column) {
+      const int start = across_.first(column), count = across_.count(column);
       const int* weights = across_.weights(column);
-      for (int channel = 0; channel < palette_.channels; ++channel) {
-        int sum = 0;
-        for (int k = 0; k < count; ++k) sum += weights[k] * wide[channel][first + k];
-        *narrow++ = static_cast<Sum>(sum);
+      std::uint64_t sum = 0;
+      for (int x = start; x < start + count; ++x, ++weights) {
+        std::uint64_t colour = palette_.lanes[newest[x]];
+        if (before[x] != newest[x]) colour = brighter(colour, palette_.lanes[before[x]]);
+        sum += static_cast<std::uint64_t>(*weights) * colour;
       }
+      for (int channel = 0; channel < palette_.channels; ++channel, sum >>= 16) *narrow++ = static_cast<Sum>(sum);
     }
   }
 
@@ -127,8 +143,6 @@ class Picture {
         shown[i] = static_cast<std::uint8_t>(static_cast<int>(sums_[i] / static_cast<double>(total) + kToEven - kToEven));
     }
   }
-
-  static constexpr int kWidest = 160;  // columns of every ALE screen
 
   int screen_rows_, screen_columns_, rows_, values_;  // values: of one row of the result, columns * channels
   Palette palette_;

@@ -21,13 +21,13 @@ Palette palette(ale::stella::OSystem& system, bool gray) {
   Palette result;
   result.channels = gray ? 1 : 3;
   for (int value = 0; value < 256; ++value) {
-    if (gray) {
-      result.plane[0][value] = system.colourPalette().getGrayscale(value);
-      continue;
-    }
     int rgb[3];
     system.colourPalette().getRGB(value, rgb[0], rgb[1], rgb[2]);
-    for (int channel = 0; channel < 3; ++channel) result.plane[channel][value] = static_cast<std::uint8_t>(rgb[channel]);
+    std::uint64_t& lanes = result.lanes[value];
+    if (gray)
+      lanes = system.colourPalette().getGrayscale(value);
+    else
+      for (int channel = 0; channel < 3; ++channel) lanes |= static_cast<std::uint64_t>(rgb[channel]) << 16 * channel;
   }
   return result;
 }

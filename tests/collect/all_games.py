@@ -1,0 +1,35 @@
+"""Is the C++ collector bit-equal to gymnasium's pipeline, on every game of Atari 100k? `python -m tests.collect.all_games`
+
+1,500 random steps of two environments each: observations, rewards, ends, lost lives, returns, lengths, last frames.
+"""
+
+import sys
+
+import numpy as np
+
+from storm_fast.collect import Collector, GymCollector
+from storm_fast.config import EnvConfig
+from storm_fast.evaluate import published
+from storm_fast.run import say
+from tests.collect.test_exact import assert_same, copy, random_actions
+
+STEPS = 1500
+
+
+def main(steps: int) -> None:
+    """A line per game; ends with an AssertionError at the first that differs."""
+    for number, game in enumerate(sorted(published()["random"])):
+        config = EnvConfig(num_envs=2, frame_cap=4000)  # so that every game ends within the steps
+        ours, twin = Collector(game, config), GymCollector(game, config)
+        assert np.array_equal(ours.reset(number), twin.reset(number))
+        ends = lost = 0
+        for action_N in random_actions(steps, 2, twin.num_actions, number):
+            got, want = copy(ours.step(action_N)), copy(twin.step(action_N))
+            assert_same([got], [want])
+            ends += int((got.terminated_N | got.truncated_N).sum())
+            lost += int(got.life_lost_N.sum())
+        say(f"{game:15s} {steps} steps x 2 equal; {ends} ends, {lost} lives lost")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else STEPS)
