@@ -95,11 +95,13 @@ def train(run: Run, resumed: bool) -> bool:
     trajectory = _demonstration(run, resumed)
     demonstration = demo.to_replay(trajectory, precision.device) if trajectory is not None else None
     t = _build(config, precision)
-    obs_NYXP = t.collector.reset(config.seed)
+    # Where the collector writes: memory that the training device can read by itself.
+    obs_NYXP = torch.empty(t.collector.num_envs, *FRAME, dtype=torch.uint8, pin_memory=precision.device.type == "cuda")
+    t.collector.reset(config.seed, out=obs_NYXP)
     if resumed:
         checkpoint.restore(run, t)
         run.save_config()
-        obs_NYXP = t.collector.obs_NYXP
+        obs_NYXP.copy_(torch.from_numpy(t.collector.obs_NYXP))
     else:
         run = Run.create(run.path, config)
         if trajectory is not None:
@@ -113,7 +115,7 @@ def train(run: Run, resumed: bool) -> bool:
     with _interrupts() as interrupted:
         while t.step < config.steps:
             # Act and step. What was seen is copied before the games overwrite it.
-            seen_NYXP = torch.from_numpy(obs_NYXP).to(precision.device, copy=True)
+            seen_NYXP = obs_NYXP.to(precision.device, copy=True)
             learning = t.step >= loop.warmup
             if learning:
                 t.world_model.eval()
@@ -123,9 +125,8 @@ def train(run: Run, resumed: bool) -> bool:
             else:
                 u_N = torch.rand(N, generator=t.generator, device=precision.device)
                 action_N = (u_N * t.collector.num_actions).long()
-            t.collector.send(action_N.cpu().numpy())
+            t.collector.send(action_N.cpu().numpy(), out=obs_NYXP)
             steps = t.collector.recv()
-            obs_NYXP = steps.obs_NYXP
 
             # Append.
             end_N = torch.from_numpy(steps.terminated_N | steps.life_lost_N)

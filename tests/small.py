@@ -4,13 +4,13 @@ import json
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from safetensors.torch import load_file
 from torch import Tensor
 
 from storm_fast import build
-from storm_fast.collect import action_count
+from storm_fast.collect import action_count, extension
 from storm_fast.config import Config, EnvConfig, preset
 from storm_fast.precision import choose
 from storm_fast.run import Run
@@ -51,6 +51,10 @@ def flags(**changes: Any) -> list[str]:
     return [word for name, value in options.items() if value is not None for word in (f"--{name}", str(value))]
 
 
+EXACT: Literal["native", "gym"] = "gym" if extension() is None else "native"
+"""The fastest collector here that can be restored exactly."""
+
+
 def small_config(game: str = "Breakout", steps: int = 96) -> Config:
     """Like `tiny` but far smaller: every turn of the loop learns, episodes last at most 10 steps, warm-up 32."""
     tiny = preset("tiny")
@@ -63,7 +67,7 @@ def small_config(game: str = "Breakout", steps: int = 96) -> Config:
         demonstration="none",
         checkpoint_every=40,
         log_every=8,
-        env=EnvConfig(num_envs=2, frame_cap=40),
+        env=EnvConfig(num_envs=2, frame_cap=40, collector=EXACT),
         model=replace(tiny.model, width=16, heads=2, latents=4, classes=4, stem_channels=2, bins=15, length=8),
         imagine=replace(tiny.imagine, imagine_batch=8, horizon=4),
         agent=replace(tiny.agent, agent_width=16, agent_start=2),

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from storm_fast.collect import GymCollector, Steps
+from storm_fast.collect import Collector, GymCollector, Steps
 from storm_fast.config import Config
 from storm_fast.run import Run
 from storm_fast.train import main, train
-from tests.small import rows, small_config, tree, weights
+from tests.small import EXACT, rows, small_config, tree, weights
+
+KIND = {"native": Collector, "gym": GymCollector}[EXACT]
 
 
 def assert_same(a: Any, b: Any, where: str = "state") -> None:
@@ -71,6 +73,16 @@ def write_demonstration(path: Path, steps: int = 20) -> None:
         terminated=np.arange(steps) == steps - 1,
         life_loss=draws.random(steps) < 0.2,
     )
+
+
+def test_a_run_with_the_slow_twin_equals_one_with_the_c_collector_and_is_resumed_too(tmp_path: Path) -> None:
+    config = small_config()
+    whole = run_whole(tmp_path / "whole", config)
+    slow = replace(config, env=replace(config.env, collector="gym"))
+    stopped = run_with_stops(tmp_path / "stopped", slow, (22, 70))
+    for name in ("metrics.jsonl", "episodes.jsonl"):
+        assert rows(stopped, name) == rows(whole, name)
+    assert_same(weights(stopped, config.steps), weights(whole, config.steps), "weights")
 
 
 @pytest.mark.parametrize("source", ["replay", "model_batch"])
@@ -146,9 +158,9 @@ def test_a_signal_ends_the_run_with_a_checkpoint_to_resume_from(
     config = small_config()
     whole = run_whole(tmp_path / "whole", config)
     handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
-    recv, turns = GymCollector.recv, 0
+    recv, turns = KIND.recv, 0
 
-    def interrupted(self: GymCollector) -> Steps:
+    def interrupted(self: Any) -> Steps:
         nonlocal turns
         turns += 1
         if turns == 27:
@@ -157,7 +169,7 @@ def test_a_signal_ends_the_run_with_a_checkpoint_to_resume_from(
 
     path = tmp_path / "stopped"
     with monkeypatch.context() as patch:
-        patch.setattr(GymCollector, "recv", interrupted)
+        patch.setattr(KIND, "recv", interrupted)
         train(Run(path, config), False)
     assert Run.open(path).checkpoints() == [40, 54]
     assert f"stopped at step 54; to go on: python -m storm_fast.train --resume {path}" in capsys.readouterr().out
@@ -171,9 +183,9 @@ def test_a_second_signal_kills_and_what_came_after_the_last_checkpoint_is_played
 ) -> None:
     config = replace(small_config(), checkpoint_every=36)
     whole = run_whole(tmp_path / "whole", config)
-    recv, turns = GymCollector.recv, 0
+    recv, turns = KIND.recv, 0
 
-    def killed(self: GymCollector) -> Steps:
+    def killed(self: Any) -> Steps:
         nonlocal turns
         turns += 1
         if turns == 45:
@@ -183,7 +195,7 @@ def test_a_second_signal_kills_and_what_came_after_the_last_checkpoint_is_played
 
     path = tmp_path / "stopped"
     with monkeypatch.context() as patch:
-        patch.setattr(GymCollector, "recv", killed)
+        patch.setattr(KIND, "recv", killed)
         with pytest.raises(KeyboardInterrupt):
             train(Run(path, config), False)
     # The logs have gone further than the checkpoint: an episode of each game ended at 80, a row was written at 88.

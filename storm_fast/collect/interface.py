@@ -101,4 +101,4 @@ def check_kind(state: dict[str, Any], collector: object) -> None:
     """Raise InputError unless the state is of this kind of collector."""
     kind = type(collector).__name__
     if state.get("collector") != kind:
-        raise InputError(f"want the state of a {kind}; got that of a {state.get('collector')}: resume with that one")
+        raise InputError(f"want the state of {kind}; got that of {state.get('collector')}: resume with that one")

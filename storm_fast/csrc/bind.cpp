@@ -45,6 +45,8 @@ class Bound {
     if (frame_skip < 1) reject("frame_skip of at least 1", std::to_string(frame_skip));
     if (frame_cap < frame_skip) reject("frame_cap of at least frame_skip", std::to_string(frame_cap));
     if (!std::filesystem::is_regular_file(rom)) reject("the path of a ROM", rom);
+    // ALE ends the process where it meets a file that it does not know.
+    if (!ale::ALEInterface::isSupportedROM(rom)) reject("a ROM that ALE knows", rom);
     const Settings settings{rom, sticky, full_action_space, frame_skip, frame_cap, rows, columns, gray};
     nb::gil_scoped_release release;
     collector_ = std::make_unique<Collector>(settings, num_envs, num_threads);

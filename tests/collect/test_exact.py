@@ -11,17 +11,27 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from storm_fast.collect import Collector, GymCollector, Steps, action_count, check_game, env_seed, extension, games
+from storm_fast.collect import (
+    AnyCollector,
+    Collector,
+    GymCollector,
+    Steps,
+    action_count,
+    check_game,
+    env_seed,
+    extension,
+    games,
+)
 from storm_fast.config import EnvConfig
 from storm_fast.errors import InputError
 
 Actions = npt.NDArray[np.int64]
-Kind = type[GymCollector] | type[Collector]
+Kind = type[GymCollector] | type[Collector]  # those that are exact
 
 
 @pytest.fixture(params=[GymCollector, Collector])
 def kind(request: pytest.FixtureRequest) -> Kind:
-    """Each collector that is exact; the C++ one where it was built."""
+    """Each of them; the C++ one where it was built."""
     if request.param is Collector and extension() is None:
         pytest.skip("the C++ collector was not built")
     chosen: Kind = request.param
@@ -89,7 +99,7 @@ def copy(steps: Steps) -> Steps:
     return Steps(*(x.copy() for x in steps))
 
 
-def play(collector: GymCollector | Collector, action_TN: Actions) -> list[Steps]:
+def play(collector: AnyCollector, action_TN: Actions) -> list[Steps]:
     return [copy(collector.step(action_N)) for action_N in action_TN]
 
 

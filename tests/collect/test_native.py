@@ -166,6 +166,7 @@ def arguments(num_envs: int = 2, **changed: Any) -> dict[str, Any]:
     [
         {"rom": "missing.bin"},
         {"rom": "/"},
+        {"rom": __file__},
         {"num_envs": 0},
         {"num_threads": 0},
         {"sticky": 1.0},
@@ -292,7 +293,7 @@ def test_damaged_or_foreign_states_raise() -> None:
     with pytest.raises(ValueError, match="that of another ROM"):
         Collector("Breakout", EnvConfig()).load_state_dict(state)
     twin = GymCollector("Pong", EnvConfig())
-    with pytest.raises(InputError, match="want the state of a GymCollector; got that of a Collector"):
+    with pytest.raises(InputError, match="want the state of GymCollector; got that of Collector"):
         twin.load_state_dict(state)
 
 
