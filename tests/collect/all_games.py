@@ -1,6 +1,6 @@
-"""Is the C++ collector bit-equal to gymnasium's pipeline, on every game of Atari 100k? `python -m tests.collect.all_games`
+"""Is the C++ collector bit-equal to gymnasium's pipeline on every game? `python -m tests.collect.all_games`
 
-1,500 random steps of two environments each: observations, rewards, ends, lost lives, returns, lengths, last frames.
+The games of Atari 100k, 1,500 random steps of two environments each: observations, rewards, ends, lost lives, returns, lengths, last frames.
 """
 
 import sys

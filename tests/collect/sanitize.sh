@@ -4,7 +4,7 @@
 set -eu
 python=${PYTHON:-python3}
 root=$(cd "$(dirname "$0")/../.." && pwd)
-for kind in thread address; do
+for kind in ${*:-thread address}; do
   build=${BUILD:-$root/build}/sanitize-$kind
   mkdir -p "$build"
   cmake -S "$root" -B "$build" -DPython_EXECUTABLE="$(command -v "$python")" -DCOLLECTOR_SANITIZE=$kind \
@@ -15,7 +15,8 @@ for kind in thread address; do
     address) library=libasan.so ;;
   esac
   # Python itself is not instrumented: its own leaks are not ours.
-  LD_PRELOAD=$(g++ -print-file-name=$library) TSAN_OPTIONS=halt_on_error=1:exitcode=66 \
+  # The C++ library goes along, so that the sanitizer finds what throws.
+  LD_PRELOAD="$(g++ -print-file-name=$library) $(g++ -print-file-name=libstdc++.so)" TSAN_OPTIONS=halt_on_error=1:exitcode=66 \
     ASAN_OPTIONS=detect_leaks=0:halt_on_error=1 UBSAN_OPTIONS=halt_on_error=1 \
     "$python" "$root/tests/collect/stress.py" "$build"
   echo "$kind sanitizer: clean"
