@@ -1,6 +1,7 @@
 """Is the C++ collector bit-equal to gymnasium's pipeline on every game? `python -m tests.collect.all_games`
 
-The games of Atari 100k, 1,500 random steps of two environments each: observations, rewards, ends, lost lives, returns, lengths, last frames.
+1,500 random steps of two environments of every game of Atari 100k: observations, rewards, ends, lost lives, returns,
+lengths, last frames.
 """
 
 import sys
