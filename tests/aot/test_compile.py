@@ -1,0 +1,86 @@
+"""Every kernel, as the model launches it at full size, compiles for every GPU we mean and stays within its budget."""
+
+from collections.abc import Callable
+from functools import cache
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from storm_fast.kernels.categorical import kernel as categorical
+from tests.aot.gate import ARCHITECTURES, SHARED_KIB, Launch, compile_launch, launches_of
+
+
+class Budget(NamedTuple):
+    """The most a kernel may use: a fence against regressions, not a target."""
+
+    registers: int
+    shared_kib: int = 2  # reductions across warps
+    dots: bool = False  # whether tensor-core instructions are to be there
+
+
+BUDGETS = {
+    "_sample_fwd": Budget(80),
+    "_sample_bwd": Budget(80),
+    "_kl_fwd": Budget(80),
+    "_kl_reduce": Budget(48),
+    "_kl_bwd": Budget(80),
+}
+
+
+def zeros(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    return torch.zeros(shape, dtype=dtype)
+
+
+def f32(*shape: int) -> Tensor:
+    return zeros(*shape, dtype=torch.float32)
+
+
+def _sample(dtype: torch.dtype) -> None:
+    logits_NC, u_N = zeros(1024, 32, dtype=dtype), f32(1024)
+    categorical.sample_fwd(logits_NC, u_N, 0.01)
+    categorical.sample_bwd(logits_NC, logits_NC, 0.01)
+
+
+def _draw() -> None:
+    categorical.draw_fwd(zeros(1024, 18), f32(1024), 0.0)
+
+
+def _kl(dtype: torch.dtype) -> None:
+    whole_BTGC = zeros(16, 64, 32, 32, dtype=dtype)
+    post_BTGC, prior_BTGC = whole_BTGC[:, 1:], whole_BTGC[:, :-1]
+    for per_step in (False, True):
+        out_3, kl_N = categorical.kl_fwd(post_BTGC, prior_BTGC, 0.01, 1.0, per_step)
+        categorical.kl_bwd(out_3, post_BTGC, prior_BTGC, out_3, kl_N, 0.01, 1.0, per_step)
+
+
+CASES: dict[str, Callable[[], None]] = {
+    "sample-bf16": lambda: _sample(torch.bfloat16),
+    "sample-fp32": lambda: _sample(torch.float32),
+    "draw": _draw,
+    "kl-bf16": lambda: _kl(torch.bfloat16),
+    "kl-fp32": lambda: _kl(torch.float32),
+}
+
+
+@cache
+def recorded(case: str) -> list[Launch]:
+    return launches_of(CASES[case])
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("case", CASES)
+def test_compiles_within_its_budget(case: str, architecture: int) -> None:
+    for launch in recorded(case):
+        compiled, budget = compile_launch(launch, architecture), BUDGETS[launch.name]
+        told = f"{launch.name} for sm_{architecture}: {compiled}"
+        assert compiled.stack_bytes == 0, told
+        assert compiled.spills == 0, told
+        assert compiled.registers <= budget.registers, told
+        assert compiled.shared_bytes <= 1024 * min(budget.shared_kib, SHARED_KIB[architecture]), told
+        assert (compiled.tensor_core_instructions > 0) == budget.dots, told
+
+
+def test_every_kernel_is_compiled() -> None:
+    assert {launch.name for case in CASES for launch in recorded(case)} == set(BUDGETS)
