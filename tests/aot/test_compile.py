@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from storm_fast.kernels.categorical import kernel as categorical
+from storm_fast.kernels.lambda_return import kernel as lambda_return
+from storm_fast.kernels.twohot import kernel as twohot
 from tests.aot.gate import ARCHITECTURES, SHARED_KIB, Launch, compile_launch, launches_of
 
 
@@ -16,16 +18,22 @@ class Budget(NamedTuple):
     """The most a kernel may use: a fence against regressions, not a target."""
 
     registers: int
-    shared_kib: int = 2  # reductions across warps
+    shared_kib: int = 1  # reductions across warps
     dots: bool = False  # whether tensor-core instructions are to be there
 
 
 BUDGETS = {
-    "_sample_fwd": Budget(80),
-    "_sample_bwd": Budget(80),
-    "_kl_fwd": Budget(80),
-    "_kl_reduce": Budget(48),
-    "_kl_bwd": Budget(80),
+    "_sample_fwd": Budget(48),
+    "_sample_bwd": Budget(48),
+    "_kl_fwd": Budget(48),
+    "_kl_reduce": Budget(40),
+    "_kl_bwd": Budget(72),
+    "_loss_fwd": Budget(48),
+    "_loss_bwd": Budget(48),
+    "_encode_fwd": Budget(40),
+    "_decode_fwd": Budget(40),
+    "_return_fwd": Budget(80),
+    "_reach_fwd": Budget(48),
 }
 
 
@@ -55,12 +63,30 @@ def _kl(dtype: torch.dtype) -> None:
         categorical.kl_bwd(out_3, post_BTGC, prior_BTGC, out_3, kl_N, 0.01, 1.0, per_step)
 
 
+def _loss(dtype: torch.dtype) -> None:
+    logits_NV, target_N = zeros(1024, 255, dtype=dtype), f32(1024)
+    loss_N, lse_N = twohot.loss_fwd(logits_NV, target_N)
+    twohot.loss_bwd(loss_N, logits_NV, target_N, lse_N)
+    twohot.decode_fwd(logits_NV)
+
+
+def _return() -> None:
+    reward_BT, value_BS = f32(1024, 16), f32(1024, 17)
+    for is_next in (False, True):
+        lambda_return.return_fwd(reward_BT, reward_BT, value_BS, 0.985, 0.95, is_next)
+    lambda_return.reach_fwd(reward_BT, 0.985)
+
+
 CASES: dict[str, Callable[[], None]] = {
     "sample-bf16": lambda: _sample(torch.bfloat16),
     "sample-fp32": lambda: _sample(torch.float32),
     "draw": _draw,
     "kl-bf16": lambda: _kl(torch.bfloat16),
     "kl-fp32": lambda: _kl(torch.float32),
+    "twohot-bf16": lambda: _loss(torch.bfloat16),
+    "twohot-fp32": lambda: _loss(torch.float32),
+    "twohot-encode": lambda: twohot.encode_fwd(f32(1024), 255),
+    "lambda-return": _return,
 }
 
 
