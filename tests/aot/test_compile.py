@@ -10,6 +10,7 @@ from torch import Tensor
 
 from storm_fast.kernels.attention import kernel as attention
 from storm_fast.kernels.categorical import kernel as categorical
+from storm_fast.kernels.frames import kernel as frames
 from storm_fast.kernels.lambda_return import kernel as lambda_return
 from storm_fast.kernels.twohot import kernel as twohot
 from tests.aot.gate import ARCHITECTURES, SHARED_KIB, Launch, compile_launch, launches_of
@@ -39,6 +40,7 @@ BUDGETS = {
     "_decode_fwd": Budget(40),
     "_return_fwd": Budget(80),
     "_reach_fwd": Budget(48),
+    "_gather_fwd": Budget(72, 4),
 }
 
 # The main path on the cards it is meant for, held tighter than the widest case on the oldest card allows.
@@ -109,6 +111,12 @@ def _act() -> None:
     attention.mask_fwd(zeros(dtype=torch.int64), 16, 8, 64, 0.1)
 
 
+def _frames() -> None:
+    frames_MYXP, index_N = zeros(64, 64, 64, 3, dtype=torch.uint8), zeros(64, dtype=torch.int64)
+    frames.gather_fwd(frames_MYXP, index_N, None, torch.bfloat16, True)
+    frames.gather_fwd(frames_MYXP, None, f32(64, 64, 3), torch.float32, False)
+
+
 CASES: dict[str, Callable[[], None]] = {
     "sample-bf16": lambda: _sample(torch.bfloat16),
     "sample-fp32": lambda: _sample(torch.float32),
@@ -127,6 +135,7 @@ CASES: dict[str, Callable[[], None]] = {
     "rollout-bf16": lambda: _rollout(torch.bfloat16),
     "rollout-fp32": lambda: _rollout(torch.float32),
     "act": _act,
+    "frames": _frames,
 }
 
 
