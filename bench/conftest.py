@@ -1,9 +1,20 @@
 """Benchmarks time on the device's clock: a call ends when the device has finished its work."""
 
 import time
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+
+from bench.ceilings import Ceilings, measure
+from storm_fast.kernels import backend
+from storm_fast.kernels.cost import Cost
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+FORMS = ["reference", "compiled", "triton"] if DEVICE.type == "cuda" else ["reference"]
+"""What each operation is timed as; on a CPU the references alone, which is all that a CPU runs."""
 
 
 def device_timer() -> float:
@@ -13,7 +24,52 @@ def device_timer() -> float:
     return time.perf_counter()
 
 
+@pytest.fixture(scope="session")
+def ceilings() -> Ceilings:
+    """What this device reaches in copying and in products."""
+    return measure(DEVICE)
+
+
+@pytest.fixture
+def timed(benchmark: Any, ceilings: Ceilings) -> Callable[..., None]:
+    """Times a call in one of its forms and states it as rates and as a share of what the device reaches."""
+
+    def run(form: str, call: Callable[[], Any], cost: Cost) -> None:
+        before = backend.chosen()
+        backend.use("triton" if form == "triton" else "reference")
+        if form == "compiled":
+            call = torch.compile(call, mode="default")
+        benchmark.pedantic(call, rounds=50 if DEVICE.type == "cuda" else 10, warmup_rounds=5)
+        backend.use(before)
+        s = benchmark.stats.stats.median
+        roof_s = max(cost.flops / ceilings.flops_per_s, cost.bytes / ceilings.bytes_per_s)
+        benchmark.extra_info |= {
+            "GB/s": cost.bytes / s / 1e9,
+            "TFLOP/s": cost.flops / s / 1e12,
+            "share of roof": roof_s / s,
+            "torch": torch.__version__,
+            "device": torch.cuda.get_device_name()
+            if DEVICE.type == "cuda"
+            else f"CPU, {torch.get_num_threads()} threads",
+        }
+
+    return run
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Give every benchmark that clock."""
     for item in items:
         item.add_marker(pytest.mark.benchmark(timer=device_timer, warmup=False))
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: Any) -> None:
+    """Print the rates under pytest-benchmark's own table, and on a CPU what they are not."""
+    rows = [b for b in getattr(config, "_benchmarksession").benchmarks if "GB/s" in b.extra_info]  # noqa: B009
+    for b in rows:
+        x = b.extra_info
+        terminalreporter.write_line(
+            f"{b.name:44s}{b.stats.median * 1e6:11.1f} us (IQR {b.stats.iqr * 1e6:9.1f}){x['GB/s']:9.2f} GB/s"
+            f"{x['TFLOP/s']:9.4f} TFLOP/s{100 * x['share of roof']:6.1f} % of roof"
+        )
+    if rows and DEVICE.type == "cpu":
+        terminalreporter.write_line("On a CPU these are the PyTorch references; the Triton kernels run on a GPU alone.")

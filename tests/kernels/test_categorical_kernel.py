@@ -53,6 +53,12 @@ def test_kernel_draws_at_the_edges_as_its_reference_does() -> None:
     logits_NC = torch.zeros(5, 4, device=DEVICE)  # quarters, exact in binary
     u_N = torch.tensor([0.0, 0.25, 0.5, 0.75, below_1], device=DEVICE)
     assert kernel.draw_fwd(logits_NC, u_N, 0.0).tolist() == [0, 1, 2, 3, 3]
+    # Float32 sums of all probabilities often end below such a draw; the class must exist all the same.
+    many_NC, below_N = randn(500, 33, seed=0), torch.full((500,), below_1, device=DEVICE)
+    assert (many_NC.softmax(-1).cumsum(-1)[:, -1] <= below_1).any()
+    onehot_NC, index_N = kernel.sample_fwd(many_NC, below_N, 0.0)
+    assert index_N.max() == 32
+    assert (onehot_NC.sum(-1) == 1).all()
     impossible_NC = torch.tensor([[-torch.inf, 0.0, -torch.inf]], device=DEVICE)
     assert kernel.draw_fwd(impossible_NC, torch.zeros(1, device=DEVICE), 0.0).tolist() == [1]
 
