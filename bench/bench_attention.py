@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.conftest import DEVICE, FORMS
+from bench.forms import DEVICE, FORMS
 from storm_fast.kernels import attention
 from storm_fast.kernels.cost import Cost
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from bench.conftest import DEVICE, FORMS
+from bench.forms import DEVICE, FORMS
 from storm_fast.kernels.cost import Cost
 from storm_fast.kernels.lambda_return import lambda_return
 

@@ -8,13 +8,9 @@ import pytest
 import torch
 
 from bench.ceilings import Ceilings, measure
+from bench.forms import DEVICE
 from storm_fast.kernels import backend
 from storm_fast.kernels.cost import Cost
-
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-FORMS = ["reference", "compiled", "triton"] if DEVICE.type == "cuda" else ["reference"]
-"""What each operation is timed as; on a CPU the references alone, which is all that a CPU runs."""
 
 
 def device_timer() -> float:

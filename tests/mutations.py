@@ -149,7 +149,7 @@ def fails(folder: Path, op: str) -> bool:
     tests = f"tests/kernels/{TESTS.get(op, f'test_{op}_kernel.py')}"
     # The contract with torch and compiling say nothing about values and take longest.
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", tests]
-    command += ["-k", "not contract and not compiles"]
+    command += ["-k", "not contract and not compiles", "--hypothesis-profile", "first_failure"]
     # The folder first: an installed copy must not be tested in place of the one with the fault.
     code = "import sys; sys.path.insert(0, '.'); import storm_fast; assert storm_fast.__file__.startswith(sys.argv[1])"
     environment = os.environ | {"PYTHONPATH": str(folder), "HYPOTHESIS_STORAGE_DIRECTORY": str(folder / ".hypothesis")}
