@@ -105,14 +105,14 @@ def _kl_fwd(
 
 
 @triton.jit
-def _kl_reduce(kl_ptr, out_ptr, N, free_nats, PER_STEP: tl.constexpr, BLOCK_N: tl.constexpr):
+def _kl_reduce(kl_ptr, out_ptr, N, free_nats, PER_STEP: tl.constexpr, BLOCKS: tl.constexpr, BLOCK_N: tl.constexpr):
     """One program: the mean KL and the mean with free nats, in a fixed order, so that runs repeat."""
     n = tl.arange(0, BLOCK_N)
     sum_N = tl.zeros([BLOCK_N], tl.float32)
     free_N = tl.zeros([BLOCK_N], tl.float32)
-    for start in range(0, N, BLOCK_N):
-        is_row_N = start + n < N
-        kl_N = tl.load(kl_ptr + start + n, mask=is_row_N, other=0.0)
+    for i in range(BLOCKS):
+        is_row_N = i * BLOCK_N + n < N
+        kl_N = tl.load(kl_ptr + i * BLOCK_N + n, mask=is_row_N, other=0.0)
         sum_N += kl_N
         free_N += tl.where(is_row_N, tl.maximum(kl_N, free_nats), 0.0)
     mean = tl.sum(sum_N, 0) / N
@@ -222,7 +222,10 @@ def kl_fwd(
     strides = (*post_BTGC.stride()[:2], *prior_BTGC.stride()[:2])
     blocks = {"BLOCK_G": triton.next_power_of_2(G), "BLOCK_C": triton.next_power_of_2(C)}
     _kl_fwd[(B * T,)](post_BTGC, prior_BTGC, kl_N, T, *strides, G, C, unimix, **blocks)
-    _kl_reduce[(1,)](kl_N, out_3, B * T, free_nats, per_step, BLOCK_N=1024)
+    # A constant number of turns: Triton 3.6's interpreter cannot loop to an argument under NumPy 2.4.
+    BLOCK_N = 1024
+    BLOCKS = triton.cdiv(B * T, BLOCK_N)
+    _kl_reduce[(1,)](kl_N, out_3, B * T, free_nats, per_step, BLOCKS=BLOCKS, BLOCK_N=BLOCK_N)
     return out_3, kl_N
 
 

@@ -157,6 +157,14 @@ def test_kl_losses_and_gradients_equal_the_reference(
 
 
 @pytest.mark.parametrize("per", PERS)
+def test_means_over_more_rows_than_one_block_count_each_once(per: str) -> None:
+    kl_2N, out_3 = 2 * rand(2 * 1025, seed=0), torch.full((3,), torch.nan, device=DEVICE)
+    kernel._kl_reduce[(1,)](fenced(kl_2N), out_3, 2 * 1025, 1.0, per == "step", BLOCKS=3, BLOCK_N=1024)
+    loss = exact_losses(kl_2N.double(), 1.0, per)
+    torch.testing.assert_close(out_3.double(), torch.stack([loss, loss, kl_2N.double().mean()]), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("per", PERS)
 def test_public_kl_stops_gradients_and_free_nats_as_the_reference_does(per: Literal["batch", "step"]) -> None:
     prior_NGC = randn(6, 3, 5, seed=0, scale=0.3)
     post_NGC = prior_NGC + randn(6, 3, 5, seed=1) * torch.tensor([0.1, 6, 0.1, 6, 0.1, 6], device=DEVICE)[:, None, None]
