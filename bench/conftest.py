@@ -1,10 +1,16 @@
 """Benchmarks time on the device's clock: a call ends when the device has finished its work."""
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+
+from bench.ceilings import Ceilings, measure
+from bench.forms import DEVICE
+from storm_fast.kernels import backend
+from storm_fast.kernels.cost import Cost
 
 
 def device_timer() -> float:
@@ -14,6 +20,38 @@ def device_timer() -> float:
     return time.perf_counter()
 
 
+@pytest.fixture(scope="session")
+def ceilings() -> Ceilings:
+    """What this device reaches in copying and in products."""
+    return measure(DEVICE)
+
+
+@pytest.fixture
+def timed(benchmark: Any, ceilings: Ceilings) -> Callable[..., None]:
+    """Times a call in one of its forms and states it as rates and as a share of what the device reaches."""
+
+    def run(form: str, call: Callable[[], Any], cost: Cost) -> None:
+        before = backend.chosen()
+        backend.use("triton" if form == "triton" else "reference")
+        if form == "compiled":
+            call = torch.compile(call, mode="default")
+        benchmark.pedantic(call, rounds=50 if DEVICE.type == "cuda" else 10, warmup_rounds=5)
+        backend.use(before)
+        s = benchmark.stats.stats.median
+        roof_s = max(cost.flops / ceilings.flops_per_s, cost.bytes / ceilings.bytes_per_s)
+        benchmark.extra_info |= {
+            "GB/s": cost.bytes / s / 1e9,
+            "TFLOP/s": cost.flops / s / 1e12,
+            "share of roof": roof_s / s,
+            "torch": torch.__version__,
+            "device": torch.cuda.get_device_name()
+            if DEVICE.type == "cuda"
+            else f"CPU, {torch.get_num_threads()} threads",
+        }
+
+    return run
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Give every benchmark that clock."""
     for item in items:
@@ -21,14 +59,32 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """The collectors' rates and ratios, which pytest-benchmark's own table has no columns for."""
+    """Print what pytest-benchmark's own table has no columns for."""
     session = getattr(terminalreporter.config, "_benchmarksession", None)
-    rows = [b for b in getattr(session, "benchmarks", []) if "steps_per_s" in b.extra_info]
-    for i, bench in enumerate(rows):
-        rates, ratios = bench.extra_info["steps_per_s"], bench.extra_info["ours_over"]
-        if i == 0:
-            terminalreporter.section("collectors: environment steps per second, and ours / each")
+    benchmarks = getattr(session, "benchmarks", [])
+    _kernel_rates(terminalreporter, [b for b in benchmarks if "GB/s" in b.extra_info])
+    _collector_rates(terminalreporter, [b for b in benchmarks if "steps_per_s" in b.extra_info])
+
+
+def _kernel_rates(terminalreporter: Any, rows: list[Any]) -> None:
+    """Bytes and flops a second, and on a CPU what they are not."""
+    for b in rows:
+        x = b.extra_info
+        terminalreporter.write_line(
+            f"{b.name:44s}{b.stats.median * 1e6:11.1f} us (IQR {b.stats.iqr * 1e6:9.1f}){x['GB/s']:9.2f} GB/s"
+            f"{x['TFLOP/s']:9.4f} TFLOP/s{100 * x['share of roof']:6.1f} % of roof"
+        )
+    if rows and DEVICE.type == "cpu":
+        terminalreporter.write_line("On a CPU these are the PyTorch references; the Triton kernels run on a GPU alone.")
+
+
+def _collector_rates(terminalreporter: Any, rows: list[Any]) -> None:
+    """Environment steps a second of each collector, and ours over each."""
+    if rows:
+        terminalreporter.section("collectors: environment steps per second, and ours / each")
+    for b in rows:
+        rates, ratios = b.extra_info["steps_per_s"], b.extra_info["ours_over"]
         cells = [f"{name} {rate:,.0f} ({ratios[name]:.2f}x)" for name, rate in rates.items() if name != "ours"]
-        terminalreporter.write_line(f"{bench.name:32s} ours {rates['ours']:,.0f} | " + " | ".join(cells))
-        for name in bench.extra_info["absent"]:
+        terminalreporter.write_line(f"{b.name:32s} ours {rates['ours']:,.0f} | " + " | ".join(cells))
+        for name in b.extra_info["absent"]:
             terminalreporter.write_line(f"{'':32s} absent: {name}")

@@ -22,4 +22,5 @@ def keep_pages() -> bool:
         return False
     mallopt = ctypes.CDLL(None).mallopt
     settings = ((_TRIM_THRESHOLD, _KEPT_BYTES), (_TOP_PAD, _PAD_BYTES), (_MMAP_MAX, 0))
-    return all(mallopt(name, value) == 1 for name, value in settings)
+    taken = [mallopt(name, value) == 1 for name, value in settings]  # every one is tried
+    return all(taken)

@@ -1,5 +1,8 @@
 """The networks of a configuration, and their weights under the names a checkpoint uses."""
 
+import importlib.util
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -7,6 +10,7 @@ from storm_fast.agent import Agent
 from storm_fast.allocator import keep_pages
 from storm_fast.config import Config
 from storm_fast.errors import InputError
+from storm_fast.kernels import backend
 from storm_fast.precision import Precision
 from storm_fast.world_model import FRAME, WorldModel
 
@@ -14,8 +18,10 @@ from storm_fast.world_model import FRAME, WorldModel
 def networks(config: Config, num_actions: int, precision: Precision) -> tuple[WorldModel, Agent]:
     """World model and agent on the training device, initialised from the seed.
 
-    Sets the process up for them: the CPU threads named and, on a CPU, an allocator that keeps its pages.
+    Sets the process up for them: the kernels and the CPU threads named and, on a CPU, an allocator that keeps its
+    pages.
     """
+    backend.use(resolve_kernels(config.kernels, precision.device))
     if precision.device.type == "cpu":
         keep_pages()
     if config.threads:
@@ -32,6 +38,21 @@ def networks(config: Config, num_actions: int, precision: Precision) -> tuple[Wo
     agent = Agent(config.agent, features, num_actions, c.bins).to(precision.device)
     precision.prepare(world_model)
     return world_model, agent
+
+
+def resolve_kernels(wanted: backend.Backend, device: torch.device) -> Literal["reference", "triton"]:
+    """The implementation that `--kernels` means on a device.
+
+    Raises:
+        InputError: where Triton is to run on a GPU and is not installed.
+    """
+    if device.type == "cpu" or wanted == "reference":
+        return "reference"
+    if importlib.util.find_spec("triton") is None:
+        raise InputError(
+            "want Triton for the kernels; it is not installed (pip install triton, or --kernels reference)"
+        )
+    return "triton"
 
 
 def weights(world_model: WorldModel, agent: Agent) -> dict[str, Tensor]:

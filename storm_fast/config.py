@@ -244,6 +244,9 @@ class Config:
     """`auto`, `cpu`, `cuda` or `cuda:<i>`; auto takes a GPU where there is one"""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """of matrix products; auto: bf16 where the device has it in hardware, fp32 elsewhere (released: bf16)"""
+    kernels: Literal["auto", "reference", "triton"] = "auto"
+    """what computes the hot paths: Triton's kernels or their PyTorch definitions; auto: Triton on a GPU. A CPU
+    always runs the definitions"""
     threads: int = 0
     """CPU threads of PyTorch; 0: its own choice. `tiny` takes 1: its operations are too small to share"""
     compile: bool = False

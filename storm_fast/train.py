@@ -43,7 +43,9 @@ from storm_fast.replay import Replay
 from storm_fast.run import Run, check_free, say
 from storm_fast.world_model import FRAME
 
-RESUMABLE = frozenset({"steps", "scored_step", "device", "precision", "compile", "checkpoint_every", "log_every"})
+RESUMABLE = frozenset(
+    {"steps", "scored_step", "device", "precision", "kernels", "compile", "checkpoint_every", "log_every"}
+)
 """Fields that may change when a run is resumed; the others are part of what it is."""
 
 
@@ -81,7 +83,10 @@ def parse(argv: list[str]) -> tuple[Run, bool]:
     if config.preset not in PRESETS:
         raise InputError(f"want a preset of {', '.join(PRESETS)}; got {config.preset!r}")
     check_game(config.game)
-    choose(config.device, config.precision)
+    device = choose(config.device, config.precision).device
+    if config.kernels == "triton" and device.type == "cpu":
+        raise InputError("want --kernels triton on a GPU; got a CPU, which runs the references (--kernels reference)")
+    build.resolve_kernels(config.kernels, device)
     utc = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S")
     path = command.run_dir or Path("runs") / f"{config.game}-s{config.seed}-{utc}"
     check_free(path)
@@ -246,7 +251,8 @@ def _introduce(run: Run, t: Training, precision: Precision, demonstration: Repla
     config = run.config
     say(f"run        {run.path}{f' (resumed at step {t.step})' if resumed else ''}")
     say(f"preset     {config.preset}: {config.game}, {config.steps} steps, {config.env.num_envs} environments")
-    say(f"device     {precision}; kernels: PyTorch references")
+    kernels = {"reference": "PyTorch references", "triton": "Triton"}
+    say(f"device     {precision}; kernels: {kernels[build.resolve_kernels(config.kernels, precision.device)]}")
     say(f"collector  {t.collector.name}")
     say(f"demo       {'none' if demonstration is None else f'{len(demonstration)} steps beside the replay'}")
     if config.compile:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from storm_fast.config import ModelConfig
-from storm_fast.kernels import categorical, twohot
+from storm_fast.kernels import categorical, frames, twohot
 from storm_fast.mlp import mlp
 from storm_fast.replay import Batch
 from storm_fast.transformer import Transformer
@@ -217,10 +217,9 @@ class WorldModel(nn.Module):
         self.mean_frame.copy_(mean_YXP)
 
     def _normalise(self, obs_NYXP: Tensor) -> Tensor:
-        image_NYXP = obs_NYXP.float().div_(255)
-        if self.config.center_frames:
-            image_NYXP -= self.mean_frame
-        return image_NYXP.permute(0, 3, 1, 2).contiguous(memory_format=self.layout)
+        device = obs_NYXP.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
+        return frames.normalise(obs_NYXP, self.mean_frame if self.config.center_frames else None, dtype, self.layout)
 
     def _posterior_logits(self, embedding_NE: Tensor) -> Tensor:
         logits_NZ = self.posterior(embedding_NE)

@@ -5,6 +5,11 @@ import pytest
 import torch
 
 hypothesis.settings.register_profile("storm_fast", derandomize=True, deadline=None, max_examples=20)
+hypothesis.settings.register_profile(
+    "first_failure",  # for tests/mutations.py, which does not ask for the smallest one
+    hypothesis.settings.get_profile("storm_fast"),
+    phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],
+)
 hypothesis.settings.load_profile("storm_fast")
 
 

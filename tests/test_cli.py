@@ -213,6 +213,17 @@ def test_compile_is_accepted_and_said_to_be_missing(here: Path, capsys: pytest.C
     assert Run.open(here / "run").checkpoints() == [34]
 
 
+def test_the_kernels_asked_for_are_logged_and_triton_on_a_cpu_is_refused(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*flags(run_dir="refused"), "--kernels", "triton"]) == 2
+    assert "want --kernels triton on a GPU; got a CPU" in capsys.readouterr().err
+    assert tree(here) == {}
+    assert main([*flags(run_dir="run", steps=8), "--kernels", "reference"]) == 0
+    assert "kernels: PyTorch references" in capsys.readouterr().out
+    assert Run.open(here / "run").config.kernels == "reference"
+
+
 def test_a_run_without_a_name_is_made_under_runs(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(flags(steps=8)) == 0
     (path,) = (here / "runs").iterdir()

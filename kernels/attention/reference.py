@@ -8,24 +8,34 @@ import torch
 from torch import Tensor
 
 
-def _weighted(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, seen_TS: Tensor | None, dropout: float) -> Tensor:
+def _weighted(
+    q_BHTK: Tensor,
+    k_BHSK: Tensor,
+    v_BHSK: Tensor,
+    seen_TS: Tensor | None,
+    dropout: float,
+    kept_BHTS: Tensor | None = None,
+) -> Tensor:
     """softmax(q k / sqrt(K)) v over the keys that are seen; the softmax in float32, dropout on its result."""
     score_BHTS = (q_BHTK @ k_BHSK.transpose(-1, -2)).float() * q_BHTK.shape[-1] ** -0.5
     if seen_TS is not None:
         score_BHTS = score_BHTS.masked_fill(~seen_TS, -torch.inf)
     p_BHTS = score_BHTS.softmax(-1)
-    if dropout > 0:
+    if kept_BHTS is not None:
+        p_BHTS = p_BHTS * kept_BHTS / (1 - dropout)
+    elif dropout > 0:
         p_BHTS = torch.nn.functional.dropout(p_BHTS, dropout)
     out_BHTK: Tensor = p_BHTS.to(v_BHSK.dtype) @ v_BHSK
     return out_BHTK
 
 
-def attend(qkv_BT3HK: Tensor, dropout: float = 0.0) -> Tensor:
+def attend(qkv_BT3HK: Tensor, dropout: float = 0.0, kept_BHTT: Tensor | None = None) -> Tensor:
     """Each step attends to itself and to those before it (STORM Table 7, MHSA).
 
     Args:
         qkv_BT3HK: fused projection.
         dropout: probability of dropping an attention weight.
+        kept_BHTT: the weights that dropout keeps, bool; None draws them from PyTorch's generator.
 
     Returns:
         out_BTHK, dtype of ``qkv``.
@@ -33,7 +43,7 @@ def attend(qkv_BT3HK: Tensor, dropout: float = 0.0) -> Tensor:
     T = qkv_BT3HK.shape[1]
     q_BHTK, k_BHTK, v_BHTK = qkv_BT3HK.permute(2, 0, 3, 1, 4)
     seen_TT = torch.ones(T, T, dtype=torch.bool, device=qkv_BT3HK.device).tril()
-    return _weighted(q_BHTK, k_BHTK, v_BHTK, seen_TT, dropout).transpose(1, 2)
+    return _weighted(q_BHTK, k_BHTK, v_BHTK, seen_TT, dropout, kept_BHTT).transpose(1, 2)
 
 
 def prefill(qkv_BT3HK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor) -> Tensor:
@@ -69,3 +79,17 @@ def step(qkv_B3HK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, position: int) -> Ten
     seen = slice(0, position + 1)
     out_BH1K = _weighted(q_BHK[:, :, None], k_BHSK[:, :, seen], v_BHSK[:, :, seen], None, 0.0)
     return out_BH1K[:, :, 0]
+
+
+def step_at(qkv_B3HK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, position_B: Tensor) -> Tensor:
+    """As `step`, each sequence at a position of its own, in [0, S), which is read on the device and not checked."""
+    q_BHK, k_BHK, v_BHK = qkv_B3HK.unbind(1)
+    row_B = torch.arange(len(position_B), device=position_B.device)
+    k_BHSK[row_B, :, position_B] = k_BHK.to(k_BHSK.dtype)
+    v_BHSK[row_B, :, position_B] = v_BHK.to(v_BHSK.dtype)
+    place_S = torch.arange(k_BHSK.shape[2], device=position_B.device)
+    seen_B11S = (place_S <= position_B[:, None])[:, None, None]
+    # Places not yet written may hold anything, and 0 times a NaN is one.
+    written_BHSK = seen_B11S.transpose(-1, -2)
+    k_seen_BHSK, v_seen_BHSK = (x.masked_fill(~written_BHSK, 0) for x in (k_BHSK, v_BHSK))
+    return _weighted(q_BHK[:, :, None], k_seen_BHSK, v_seen_BHSK, seen_B11S, 0.0)[:, :, 0]

@@ -1,0 +1,50 @@
+"""Which implementation the public functions of every op run: the PyTorch references or the Triton kernels."""
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+Backend = Literal["auto", "reference", "triton"]
+Ops = Mapping[str, tuple[Callable[..., Any], Callable[..., Any]]]
+
+# Triton's default changes from fused to unfused multiply-adds with 3.10, and 3.9 warns until one is chosen. Ours is
+# fused with every version: faster, and rounded once.
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
+
+# One choice for the process, like torch.set_num_threads: models carry no trace of it, and a compiled or captured
+# step is compiled or captured after it is made.
+_chosen: Backend = "auto"
+
+
+def use(backend: Backend) -> None:
+    """Choose for this process: `auto` is Triton for tensors on a GPU and the references for all others.
+
+    `triton` also sends CPU tensors to the kernels, which run there in Triton's interpreter alone: for tests.
+    """
+    global _chosen
+    _chosen = backend
+
+
+def chosen() -> Backend:
+    """What `use` was last told; `auto` before."""
+    return _chosen
+
+
+def is_triton(x: Tensor) -> bool:
+    """Whether a call on this tensor runs the kernels."""
+    return _chosen == "triton" or (_chosen == "auto" and x.is_cuda)
+
+
+def register(ops: Ops) -> None:
+    """Define torch ops `storm_fast::...` from their schemas, each with what runs it and what tells its shapes.
+
+    What runs it launches a kernel, on any device: a CPU tensor reaches it in Triton's interpreter alone.
+    """
+    for schema, (launch, fake) in ops.items():
+        name = "storm_fast::" + schema[: schema.index("(")]
+        torch.library.define(name, schema[schema.index("(") :])
+        torch.library.impl(name, ("cpu", "cuda"), launch)
+        torch.library.register_fake(name, fake)

@@ -1,0 +1,87 @@
+"""Frames for the encoder as a torch op, and the public functions, which run the kernel or the reference."""
+
+import torch
+from torch import Tensor
+
+from storm_fast.kernels import backend
+from storm_fast.kernels.frames import reference
+
+# kernel.py is imported where it runs: a process that uses the references alone never loads Triton.
+
+
+def _gather(
+    frames_MYXP: Tensor,
+    index_N: Tensor | None,
+    mean_YXP: Tensor | None,
+    dtype: torch.dtype,
+    is_channels_last: bool,
+) -> Tensor:
+    from storm_fast.kernels.frames import kernel
+
+    return kernel.gather_fwd(frames_MYXP, index_N, mean_YXP, dtype, is_channels_last)
+
+
+def _gather_fake(
+    frames_MYXP: Tensor,
+    index_N: Tensor | None,
+    mean_YXP: Tensor | None,
+    dtype: torch.dtype,
+    is_channels_last: bool,
+) -> Tensor:
+    M, Y, X, P = frames_MYXP.shape
+    N = M if index_N is None else index_N.shape[0]
+    if is_channels_last:
+        return frames_MYXP.new_empty((N, Y, X, P), dtype=dtype).permute(0, 3, 1, 2)
+    return frames_MYXP.new_empty((N, P, Y, X), dtype=dtype)
+
+
+_OPS: backend.Ops = {
+    "frames(Tensor frames, Tensor? index, Tensor? mean, ScalarType dtype, bool is_channels_last) -> Tensor": (
+        _gather,
+        _gather_fake,
+    ),
+}
+backend.register(_OPS)
+
+
+def _check(frames_MYXP: Tensor, mean_YXP: Tensor | None) -> None:
+    is_fit = frames_MYXP.dtype == torch.uint8 and frames_MYXP.ndim == 4
+    if not is_fit or (mean_YXP is not None and mean_YXP.shape != frames_MYXP.shape[1:]):
+        got = f"{frames_MYXP.dtype} {tuple(frames_MYXP.shape)}, {None if mean_YXP is None else tuple(mean_YXP.shape)}"
+        raise ValueError(f"want uint8 frames [N, Y, X, P] and a mean [Y, X, P] or None; got {got}")
+
+
+def normalise(obs_NYXP: Tensor, mean_YXP: Tensor | None, dtype: torch.dtype, layout: torch.memory_format) -> Tensor:
+    """image_NPYX = obs / 255 - mean; see `reference.normalise`.
+
+    Raises:
+        ValueError: where the frames are not uint8 [N, Y, X, P] or the mean is not [Y, X, P].
+    """
+    _check(obs_NYXP, mean_YXP)
+    if not backend.is_triton(obs_NYXP):
+        return reference.normalise(obs_NYXP, mean_YXP, dtype, layout)
+    image_NPYX: Tensor = torch.ops.storm_fast.frames(obs_NYXP, None, mean_YXP, dtype, layout == torch.channels_last)
+    return image_NPYX
+
+
+def gather(
+    frames_MYXP: Tensor,
+    index_N: Tensor,
+    mean_YXP: Tensor | None,
+    dtype: torch.dtype,
+    layout: torch.memory_format,
+) -> Tensor:
+    """`normalise` of the frames at index_N, which lies on the device and is not checked against M.
+
+    Raises:
+        ValueError: as `normalise`, and where the index is not int64 [N].
+    """
+    _check(frames_MYXP, mean_YXP)
+    if index_N.ndim != 1 or index_N.dtype != torch.int64:
+        raise ValueError(f"want an int64 index [N]; got {index_N.dtype} {tuple(index_N.shape)}")
+    if not backend.is_triton(frames_MYXP):
+        return reference.gather(frames_MYXP, index_N, mean_YXP, dtype, layout)
+    image_NPYX: Tensor = torch.ops.storm_fast.frames(
+        frames_MYXP, index_N, mean_YXP, dtype, layout == torch.channels_last
+    )
+    return image_NPYX

@@ -1,0 +1,162 @@
+"""Every kernel, as the model launches it at full size, compiles for every GPU we mean and stays within its budget."""
+
+from collections.abc import Callable
+from functools import cache
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from storm_fast.kernels.attention import kernel as attention
+from storm_fast.kernels.categorical import kernel as categorical
+from storm_fast.kernels.frames import kernel as frames
+from storm_fast.kernels.lambda_return import kernel as lambda_return
+from storm_fast.kernels.twohot import kernel as twohot
+from tests.aot.gate import ARCHITECTURES, SHARED_KIB, Launch, compile_launch, launches_of
+
+
+class Budget(NamedTuple):
+    """The most a kernel may use: a fence against regressions, not a target."""
+
+    registers: int
+    shared_kib: int = 1  # reductions across warps
+    dots: bool = False  # whether tensor-core instructions are to be there
+
+
+BUDGETS = {
+    "_sample_fwd": Budget(48),
+    "_sample_bwd": Budget(48),
+    "_kl_fwd": Budget(48),
+    "_kl_reduce": Budget(40),
+    "_kl_bwd": Budget(72),
+    "_attend_fwd": Budget(255, 99, dots=True),
+    "_attend_bwd": Budget(255, 99, dots=True),
+    "_mask_fwd": Budget(136),
+    "_step_fwd": Budget(184),
+    "_loss_fwd": Budget(48),
+    "_loss_bwd": Budget(48),
+    "_encode_fwd": Budget(40),
+    "_decode_fwd": Budget(40),
+    "_return_fwd": Budget(80),
+    "_reach_fwd": Budget(48),
+    "_gather_fwd": Budget(72, 4),
+}
+
+# The main path on the cards it is meant for, held tighter than the widest case on the oldest card allows.
+NARROW = {
+    ("attention-bf16", "_attend_fwd", 90): Budget(96, 24, dots=True),
+    ("attention-bf16", "_attend_bwd", 90): Budget(144, 32, dots=True),
+    ("rollout-bf16", "_attend_fwd", 90): Budget(48, 2, dots=True),
+    ("rollout-bf16", "_step_fwd", 90): Budget(136),
+}
+
+
+def zeros(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    return torch.zeros(shape, dtype=dtype)
+
+
+def f32(*shape: int) -> Tensor:
+    return zeros(*shape, dtype=torch.float32)
+
+
+def _sample(dtype: torch.dtype) -> None:
+    logits_NC, u_N = zeros(1024, 32, dtype=dtype), f32(1024)
+    categorical.sample_fwd(logits_NC, u_N, 0.01)
+    categorical.sample_bwd(logits_NC, logits_NC, 0.01)
+
+
+def _draw() -> None:
+    categorical.draw_fwd(zeros(1024, 18), f32(1024), 0.0)
+
+
+def _kl(dtype: torch.dtype) -> None:
+    whole_BTGC = zeros(16, 64, 32, 32, dtype=dtype)
+    post_BTGC, prior_BTGC = whole_BTGC[:, 1:], whole_BTGC[:, :-1]
+    for per_step in (False, True):
+        out_3, kl_N = categorical.kl_fwd(post_BTGC, prior_BTGC, 0.01, 1.0, per_step)
+        categorical.kl_bwd(out_3, post_BTGC, prior_BTGC, out_3, kl_N, 0.01, 1.0, per_step)
+
+
+def _loss(dtype: torch.dtype) -> None:
+    logits_NV, target_N = zeros(1024, 255, dtype=dtype), f32(1024)
+    loss_N, lse_N = twohot.loss_fwd(logits_NV, target_N)
+    twohot.loss_bwd(loss_N, logits_NV, target_N, lse_N)
+    twohot.decode_fwd(logits_NV)
+
+
+def _return() -> None:
+    reward_BT, value_BS = f32(1024, 16), f32(1024, 17)
+    for is_next in (False, True):
+        lambda_return.return_fwd(reward_BT, reward_BT, value_BS, 0.985, 0.95, is_next)
+    lambda_return.reach_fwd(reward_BT, 0.985)
+
+
+def _attention(dtype: torch.dtype, B: int, T: int, K: int, dropout: float) -> None:
+    qkv_BT3HK, seed = zeros(B, T, 3, 8, K, dtype=dtype), zeros(dtype=torch.int64)
+    out_BTHK, lse_BHT = attention.attend_fwd(qkv_BT3HK, seed, dropout)
+    attention.attend_bwd(out_BTHK, qkv_BT3HK, seed, out_BTHK, lse_BHT, dropout)
+
+
+def _rollout(dtype: torch.dtype) -> None:
+    qkv_BT3HK, cache_BHSK = zeros(1024, 8, 3, 8, 64, dtype=dtype), zeros(1024, 8, 24, 64, dtype=dtype)
+    attention.prefill_fwd(qkv_BT3HK, cache_BHSK, cache_BHSK)
+    for position in (8, 16):
+        attention.step_fwd(qkv_BT3HK[:, 0], cache_BHSK, cache_BHSK, position)
+
+
+def _act() -> None:
+    qkv_B3HK, cache_BHSK = zeros(4, 3, 8, 64), zeros(4, 8, 64, 64)
+    attention.step_fwd(qkv_B3HK, cache_BHSK, cache_BHSK, zeros(4, dtype=torch.int64))
+    attention.mask_fwd(zeros(dtype=torch.int64), 16, 8, 64, 0.1)
+
+
+def _frames() -> None:
+    frames_MYXP, index_N = zeros(64, 64, 64, 3, dtype=torch.uint8), zeros(64, dtype=torch.int64)
+    frames.gather_fwd(frames_MYXP, index_N, None, torch.bfloat16, True)
+    frames.gather_fwd(frames_MYXP, None, f32(64, 64, 3), torch.float32, False)
+
+
+CASES: dict[str, Callable[[], None]] = {
+    "sample-bf16": lambda: _sample(torch.bfloat16),
+    "sample-fp32": lambda: _sample(torch.float32),
+    "draw": _draw,
+    "kl-bf16": lambda: _kl(torch.bfloat16),
+    "kl-fp32": lambda: _kl(torch.float32),
+    "twohot-bf16": lambda: _loss(torch.bfloat16),
+    "twohot-fp32": lambda: _loss(torch.float32),
+    "twohot-encode": lambda: twohot.encode_fwd(f32(1024), 255),
+    "lambda-return": _return,
+    "attention-bf16": lambda: _attention(torch.bfloat16, 16, 64, 64, 0.1),
+    "attention-fp16": lambda: _attention(torch.float16, 16, 64, 64, 0.1),
+    "attention-fp32": lambda: _attention(torch.float32, 16, 64, 64, 0.1),
+    "attention-bf16-longest-widest": lambda: _attention(torch.bfloat16, 16, 128, 128, 0.1),
+    "attention-fp32-longest-widest": lambda: _attention(torch.float32, 16, 128, 128, 0.1),
+    "rollout-bf16": lambda: _rollout(torch.bfloat16),
+    "rollout-fp32": lambda: _rollout(torch.float32),
+    "act": _act,
+    "frames": _frames,
+}
+
+
+@cache
+def recorded(case: str) -> list[Launch]:
+    return launches_of(CASES[case])
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("case", CASES)
+def test_compiles_within_its_budget(case: str, architecture: int) -> None:
+    for launch in recorded(case):
+        compiled = compile_launch(launch, architecture)
+        budget = NARROW.get((case, launch.name, architecture), BUDGETS[launch.name])
+        told = f"{launch.name} for sm_{architecture}: {compiled}"
+        assert compiled.stack_bytes == 0, told
+        assert compiled.spills == 0, told
+        assert compiled.registers <= budget.registers, told
+        assert compiled.shared_bytes <= 1024 * min(budget.shared_kib, SHARED_KIB[architecture]), told
+        assert (compiled.tensor_core_instructions > 0) == budget.dots, told
+
+
+def test_every_kernel_is_compiled() -> None:
+    assert {launch.name for case in CASES for launch in recorded(case)} == set(BUDGETS)

@@ -1,0 +1,276 @@
+"""The attention kernels against their reference."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from storm_fast.kernels import attention
+from storm_fast.kernels.attention import kernel, reference
+from tests.kernels.harness import (
+    DEVICE,
+    DTYPES,
+    assert_as_exact_as_eager,
+    fenced,
+    guarded,
+    randn,
+    using,
+)
+
+OPS = torch.ops.storm_fast
+
+LENGTHS = st.sampled_from([1, 2, 15, 17, 63, 64, 65, 128])
+WIDTHS = st.sampled_from([1, 16, 17, 64, 128])
+SCALES = st.sampled_from([1e-3, 1.0, 10.0])
+SEEDS = st.integers(0, 2**31 - 1)
+
+
+def seed_tensor(seed: int) -> Tensor:
+    return torch.tensor(seed, dtype=torch.int64, device=DEVICE)
+
+
+def exact(qkv_BT3HK: Tensor, dropout: float, kept_BHTT: Tensor | None) -> Tensor:
+    """Attention written out once more, in the dtype of its input throughout."""
+    q_BHTK, k_BHTK, v_BHTK = qkv_BT3HK.permute(2, 0, 3, 1, 4)
+    T, K = q_BHTK.shape[-2:]
+    score_BHTT = (q_BHTK @ k_BHTK.mT) / K**0.5
+    future_TT = torch.ones(T, T, dtype=torch.bool, device=DEVICE).triu(1)
+    p_BHTT = score_BHTT.masked_fill(future_TT, -torch.inf).softmax(-1)
+    if kept_BHTT is not None:
+        p_BHTT = p_BHTT * kept_BHTT / (1 - dropout)
+    return (p_BHTT @ v_BHTK).transpose(1, 2)
+
+
+@settings(max_examples=16)
+@given(
+    h=st.sampled_from([1, 2]),
+    t=LENGTHS,
+    k=WIDTHS,
+    dtype=st.sampled_from(DTYPES),
+    scale=SCALES,
+    dropout=st.sampled_from([0.0, 0.1, 0.5]),
+    seed=SEEDS,
+)
+def test_values_and_gradients_equal_the_reference_under_the_same_dropout(
+    h: int, t: int, k: int, dtype: torch.dtype, scale: float, dropout: float, seed: int
+) -> None:
+    qkv_BT3HK = fenced(randn(2, t, 3, h, k, seed=seed, scale=scale).to(dtype))
+    grad_BTHK = fenced(randn(2, t, h, k, seed=seed + 1).to(dtype))
+    key = seed_tensor(seed << 20)  # uses both halves of the seed
+    with guarded():
+        out_BTHK, lse_BHT = kernel.attend_fwd(qkv_BT3HK, key, dropout)
+        kept_BHTT = kernel.mask_fwd(key, 2, h, t, dropout) if dropout else None
+    with guarded():
+        got_BT3HK = kernel.attend_bwd(grad_BTHK, qkv_BT3HK, key, out_BTHK, lse_BHT, dropout)
+    assert (out_BTHK.dtype, got_BT3HK.dtype) == (dtype, dtype)
+
+    found = []
+    for kind in (torch.float64, dtype):
+        leaf = qkv_BT3HK.to(kind).clone().requires_grad_()
+        y = exact(leaf, dropout, kept_BHTT) if kind == torch.float64 else reference.attend(leaf, dropout, kept_BHTT)
+        found.append((y.detach(), torch.autograd.grad(y, leaf, grad_BTHK.to(kind))[0]))
+    (exact_out, exact_grad), (eager_out, eager_grad) = found
+    largest = qkv_BT3HK.double().abs().max().item()
+    # Weights err by the rounding of the scores, q k / sqrt(K), which grow with the square of the inputs.
+    score = largest**2 * k**0.5
+    assert_as_exact_as_eager(out_BTHK, exact_out, eager_out, floor=largest * score)
+    # The gradient of a score is p times a difference of sums over K products of grad and v, and cancels to 0 where p
+    # is saturated; it then meets q and k.
+    met = grad_BTHK.double().abs().max().item() * largest * k**0.5 / (1 - dropout)
+    assert_as_exact_as_eager(got_BT3HK[:, :, :2], exact_grad[:, :, :2], eager_grad[:, :, :2], floor=met * largest)
+    floor = grad_BTHK.double().abs().max().item() * (1 + score) / (1 - dropout)
+    assert_as_exact_as_eager(got_BT3HK[:, :, 2], exact_grad[:, :, 2], eager_grad[:, :, 2], floor=floor)
+
+
+@pytest.mark.parametrize("changed", [1, 31, 62])
+def test_the_future_changes_neither_values_nor_gradients_of_the_past(changed: int) -> None:
+    key = seed_tensor(3)
+    qkv_BT3HK = randn(1, 65, 3, 2, 16, seed=0)
+    grad_BTHK = randn(1, 65, 2, 16, seed=1)
+    grad_BTHK[:, changed:] = 0  # only the past is asked about, so nothing may flow to the future
+    found = []
+    for _ in range(2):
+        out_BTHK, lse_BHT = kernel.attend_fwd(qkv_BT3HK, key, 0.1)
+        found.append((out_BTHK, kernel.attend_bwd(grad_BTHK, qkv_BT3HK, key, out_BTHK, lse_BHT, 0.1)))
+        qkv_BT3HK = qkv_BT3HK.clone()
+        qkv_BT3HK[:, changed:] = randn(1, 65 - changed, 3, 2, 16, seed=2)
+    (before, before_grad), (after, after_grad) = found
+    assert torch.equal(before[:, :changed], after[:, :changed])
+    assert (before[:, changed:] != after[:, changed:]).any()
+    assert torch.equal(before_grad[:, :changed], after_grad[:, :changed])
+    assert (after_grad[:, changed:] == 0).all()
+
+
+@pytest.mark.parametrize("dropout", [0.1, 0.5])
+def test_dropout_drops_its_share_independently_and_by_the_seed_alone(dropout: float) -> None:
+    B, H, T = 8, 2, 64
+    kept_BHTT = kernel.mask_fwd(seed_tensor(1), B, H, T, dropout)
+    assert torch.equal(kept_BHTT, kernel.mask_fwd(seed_tensor(1), B, H, T, dropout))
+    others = [kernel.mask_fwd(seed_tensor(s), B, H, T, dropout) for s in (2, 1 + 2**32)]
+    deviation = (dropout * (1 - dropout) / kept_BHTT.numel()) ** 0.5
+    assert abs(kept_BHTT.double().mean().item() - (1 - dropout)) < 6 * deviation
+    # Agreement of independent masks; of neighbours in each axis of one mask, too.
+    agree, agree_deviation = dropout**2 + (1 - dropout) ** 2, 6 * 0.5 / kept_BHTT.numel() ** 0.5
+    pairs = [(kept_BHTT, other) for other in others]
+    pairs += [(kept_BHTT.narrow(d, 1, n - 1), kept_BHTT.narrow(d, 0, n - 1)) for d, n in enumerate(kept_BHTT.shape)]
+    for a, b in pairs:
+        scale = (kept_BHTT.numel() / a.numel()) ** 0.5
+        assert abs((a == b).double().mean().item() - agree) < agree_deviation * scale
+
+
+@settings(max_examples=12)
+@given(
+    t=st.sampled_from([1, 8, 17, 65]),
+    more=st.sampled_from([0, 1, 16]),
+    k=WIDTHS,
+    dtype=st.sampled_from(DTYPES),
+    seed=SEEDS,
+)
+def test_prefill_equals_attend_and_writes_its_places_alone(
+    t: int, more: int, k: int, dtype: torch.dtype, seed: int
+) -> None:
+    qkv_BT3HK = fenced(randn(2, t, 3, 3, k, seed=seed).to(dtype))
+    k_BHSK, v_BHSK = (fenced(torch.full((2, 3, t + more, k), torch.nan, dtype=dtype, device=DEVICE)) for _ in "kv")
+    with guarded():
+        out_BTHK = kernel.prefill_fwd(qkv_BT3HK, k_BHSK, v_BHSK)
+    assert torch.equal(out_BTHK, kernel.attend_fwd(qkv_BT3HK, seed_tensor(0), 0.0)[0])
+    for cache_BHSK, which in ((k_BHSK, 1), (v_BHSK, 2)):
+        assert torch.equal(cache_BHSK[:, :, :t], qkv_BT3HK[:, :, which].transpose(1, 2))
+        assert cache_BHSK[:, :, t:].isnan().all()
+
+
+@pytest.mark.parametrize("as_tensor", [False, True], ids=["int", "tensor"])
+@settings(max_examples=8)
+@given(
+    t=st.sampled_from([1, 3, 8]),
+    steps=st.sampled_from([1, 3]),
+    k=WIDTHS,
+    dtype=st.sampled_from(DTYPES),
+    seed=SEEDS,
+)
+def test_steps_on_a_poisoned_cache_equal_one_full_pass(
+    as_tensor: bool, t: int, steps: int, k: int, dtype: torch.dtype, seed: int
+) -> None:
+    B, H, T = 2, 3, t + steps
+    qkv_BT3HK = randn(B, T, 3, H, k, seed=seed).to(dtype)
+    # Two places stay unwritten; a NaN that is read shows.
+    k_BHSK, v_BHSK = (fenced(torch.full((B, H, T + 2, k), torch.nan, dtype=dtype, device=DEVICE)) for _ in "kv")
+    parts = [kernel.prefill_fwd(qkv_BT3HK[:, :t], k_BHSK, v_BHSK)]
+    for place in range(t, T):
+        position = torch.full((B,), place, device=DEVICE) if as_tensor else place
+        with guarded():
+            parts.append(kernel.step_fwd(fenced(qkv_BT3HK[:, place]), k_BHSK, v_BHSK, position)[:, None])
+    got_BTHK = torch.cat(parts, 1)
+    assert_as_exact_as_eager(
+        got_BTHK, exact(qkv_BT3HK.double(), 0, None), reference.attend(qkv_BT3HK), floor=4 * k**0.5
+    )
+    for cache_BHSK, which in ((k_BHSK, 1), (v_BHSK, 2)):
+        assert torch.equal(cache_BHSK[:, :, :T], qkv_BT3HK[:, :, which].transpose(1, 2))
+        assert cache_BHSK[:, :, T:].isnan().all()
+
+
+def test_each_sequence_steps_at_its_own_position() -> None:
+    B, H, S, K = 4, 2, 9, 16
+    position_B = torch.tensor([0, 8, 3, 4], device=DEVICE)
+    qkv_B3HK = randn(B, 3, H, K, seed=0)
+    found = []
+    for name in ("reference", "triton"):
+        k_BHSK, v_BHSK = randn(B, H, S, K, seed=1), randn(B, H, S, K, seed=2)
+        for b, position in enumerate(position_B.tolist()):
+            k_BHSK[b, :, position:], v_BHSK[b, :, position:] = torch.nan, torch.nan
+        with using(name):  # type: ignore[arg-type]
+            found.append((attention.step_at(qkv_B3HK, k_BHSK, v_BHSK, position_B), k_BHSK, v_BHSK))
+    for want, got in zip(*found, strict=True):
+        torch.testing.assert_close(got, want, equal_nan=True, rtol=1e-5, atol=1e-5)
+    assert found[1][0].isfinite().all()
+    # And as a step whose position the host knows.
+    k_1HSK, v_1HSK = randn(B, H, S, K, seed=1)[2:3].clone(), randn(B, H, S, K, seed=2)[2:3].clone()
+    one_1HK = reference.step(qkv_B3HK[2:3], k_1HSK, v_1HSK, 3)
+    torch.testing.assert_close(found[1][0][2:3], one_1HK, rtol=1e-5, atol=1e-5)
+
+
+def test_public_functions_equal_the_reference() -> None:
+    qkv_BT3HK, weight_BTHK = randn(2, 6, 3, 2, 8, seed=0), randn(2, 5, 2, 8, seed=1)
+    found = []
+    for name in ("reference", "triton"):
+        leaf = qkv_BT3HK[:, :5].clone().requires_grad_()
+        k_BHSK, v_BHSK = torch.zeros(2, 2, 6, 8, device=DEVICE), torch.zeros(2, 2, 6, 8, device=DEVICE)
+        with using(name):  # type: ignore[arg-type]
+            out_BTHK = attention.attend(leaf)
+            (grad,) = torch.autograd.grad((out_BTHK * weight_BTHK).sum(), leaf)
+            filled = attention.prefill(qkv_BT3HK[:, :5], k_BHSK, v_BHSK)
+            stepped = attention.step(qkv_BT3HK[:, 5], k_BHSK, v_BHSK, 5)
+        found.append((out_BTHK.detach(), grad, filled, stepped, k_BHSK, v_BHSK))
+    for want, got in zip(*found, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.usefixtures("triton")
+def test_public_dropout_draws_a_new_mask_each_call_and_repeats_with_the_generator() -> None:
+    qkv_BT3HK = randn(2, 16, 3, 2, 16, seed=0)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        first, second = attention.attend(qkv_BT3HK, 0.5), attention.attend(qkv_BT3HK, 0.5)
+        torch.manual_seed(0)
+        again = attention.attend(qkv_BT3HK, 0.5)
+    assert not torch.equal(first, second)
+    assert torch.equal(first, again)
+
+
+def test_ops_keep_torchs_contract() -> None:
+    key, qkv_BT3HK = seed_tensor(5), randn(1, 3, 3, 2, 4, seed=0)
+    torch.library.opcheck(OPS.attend.default, (qkv_BT3HK.clone().requires_grad_(), key, 0.1))
+    out_BTHK, lse_BHT = kernel.attend_fwd(qkv_BT3HK, key, 0.1)
+    torch.library.opcheck(OPS.attend_backward.default, (out_BTHK, qkv_BT3HK, key, out_BTHK, lse_BHT, 0.1))
+    torch.library.opcheck(OPS.dropout_mask.default, (key, 1, 2, 3, 0.1))
+    k_BHSK, v_BHSK = torch.zeros(1, 2, 4, 4, device=DEVICE), torch.zeros(1, 2, 4, 4, device=DEVICE)
+    torch.library.opcheck(OPS.attention_prefill.default, (qkv_BT3HK, k_BHSK, v_BHSK))
+    torch.library.opcheck(OPS.attention_step.default, (qkv_BT3HK[:, 0], k_BHSK, v_BHSK, 2))
+    position_B = torch.tensor([2], device=DEVICE)
+    torch.library.opcheck(OPS.attention_step_at.default, (qkv_BT3HK[:, 0], k_BHSK, v_BHSK, position_B))
+
+
+@pytest.mark.usefixtures("triton")
+def test_compiles_without_a_graph_break() -> None:
+    def run(qkv_BT3HK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        out = attention.attend(qkv_BT3HK)
+        filled = attention.prefill(qkv_BT3HK, k_BHSK, v_BHSK)
+        return out, filled, attention.step(qkv_BT3HK[:, 0], k_BHSK, v_BHSK, 3)
+
+    leaf = randn(1, 3, 3, 2, 4, seed=0).requires_grad_()
+    found = []
+    for call in (run, torch.compile(run, fullgraph=True, backend="aot_eager")):
+        caches = torch.zeros(1, 2, 4, 4, device=DEVICE), torch.zeros(1, 2, 4, 4, device=DEVICE)
+        out, filled, stepped = call(leaf, *caches)
+        found.append(
+            (out.detach(), filled.detach(), stepped.detach(), *caches, torch.autograd.grad(out.sum(), leaf)[0])
+        )
+    for want, got in zip(*found, strict=True):
+        torch.testing.assert_close(got, want)
+
+
+@pytest.mark.usefixtures("triton")
+def test_what_the_kernels_cannot_take_raises() -> None:
+    cache = torch.zeros(1, 1, 4, 8, device=DEVICE)
+    for shape in ((1, 129, 3, 1, 8), (1, 4, 3, 1, 129)):
+        with pytest.raises(ValueError, match="want T and head width of at most 128"):
+            attention.attend(torch.zeros(shape, device=DEVICE))
+    with pytest.raises(ValueError, match="contiguous caches"):
+        attention.prefill(torch.zeros(1, 2, 3, 2, 8, device=DEVICE), cache, cache)
+    with pytest.raises(ValueError, match="contiguous caches"):
+        attention.prefill(torch.zeros(1, 2, 3, 1, 8, device=DEVICE), cache, cache.transpose(2, 3)[:, :, :4].mT)
+    with pytest.raises(ValueError, match=r"want a position in \[0, 4\).*got 4"):
+        attention.step(torch.zeros(1, 3, 1, 8, device=DEVICE), cache, cache, 4)
+    with pytest.raises(ValueError, match=r"want positions \[B\]"):
+        attention.step_at(torch.zeros(1, 3, 1, 8, device=DEVICE), cache, cache, torch.zeros(2, device=DEVICE))
+
+
+@pytest.mark.gpu
+def test_at_full_size_bf16_and_tf32x3_stay_within_tolerance() -> None:
+    for dtype in DTYPES:
+        qkv_BT3HK, key = randn(16, 64, 3, 8, 64, seed=0).to(dtype), seed_tensor(7)
+        out_BTHK, _ = kernel.attend_fwd(qkv_BT3HK, key, 0.1)
+        kept = kernel.mask_fwd(key, 16, 8, 64, 0.1)
+        eager = reference.attend(qkv_BT3HK, 0.1, kept)
+        assert_as_exact_as_eager(out_BTHK, exact(qkv_BT3HK.double(), 0.1, kept), eager, floor=4 * 8)

@@ -1,0 +1,75 @@
+"""The whole model on the kernels equals the whole model on the references: every op is wired as its reference is."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import pytest
+import torch
+from torch import Tensor
+
+from storm_fast.imagine import Context, Uniforms, rollout
+from storm_fast.replay import Batch
+from tests import networks
+from tests.kernels.harness import DEVICE, rand, using
+
+
+def batch() -> Batch:
+    g = torch.Generator().manual_seed(0)
+    return Batch(
+        torch.randint(256, (2, 5, 64, 64, 3), dtype=torch.uint8, generator=g).to(DEVICE),
+        torch.randint(networks.ACTIONS, (2, 5), generator=g).to(DEVICE),
+        torch.randn(2, 5, generator=g).to(DEVICE),
+        (torch.rand(2, 5, generator=g) < 0.2).to(DEVICE),
+    )
+
+
+def on_both(call: Callable[[], list[Tensor]]) -> None:
+    found = []
+    for name in ("reference", "triton"):
+        with using(name):  # type: ignore[arg-type]
+            found.append(call())
+    assert len(found[0]) == len(found[1]) > 0
+    for want, got in zip(*found, strict=True):
+        scale = want.double().abs().max().item() if want.numel() else 0.0
+        # Float32 chains through the whole model: some hundred roundings, relative to the largest entry.
+        torch.testing.assert_close(got.double(), want.double(), rtol=1e-3, atol=1e-4 * scale)
+
+
+@pytest.mark.parametrize("per", ["batch", "step"])
+@pytest.mark.parametrize("centred", [False, True])
+def test_world_model_update(per: Literal["batch", "step"], centred: bool) -> None:
+    model = networks.world_model(free_nats_per=per, free_nats=0.05, center_frames=centred).to(DEVICE)
+    u_2BTG = rand(2, 2, 5, networks.SMALL.latents, seed=1)
+
+    def update() -> list[Tensor]:
+        model.train()
+        predicted = model(batch().obs_BTYXP, batch().action_BT, *u_2BTG)
+        loss, metrics = model.loss(batch(), predicted)
+        grads = torch.autograd.grad(loss, list(model.parameters()))
+        return [predicted.z_BTZ.detach(), predicted.h_BTD.detach(), *metrics.values(), *grads]
+
+    on_both(update)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"bootstrap": "next", "imagined_end": "weighted", "critic_loss": "squared"}],
+    ids=["storm", "otherwise"],
+)
+def test_rollout_and_agent_update(changes: dict[str, Any]) -> None:
+    model, agent = networks.world_model().to(DEVICE).eval(), networks.agent(**changes).to(DEVICE)
+    low, high = agent.return_low.clone(), agent.return_high.clone()
+    G, B, T = networks.SMALL.latents, 4, 3
+    u = Uniforms(rand(B, G, seed=1), rand(B, T, seed=2), rand(B, T, G, seed=3))
+
+    def update() -> list[Tensor]:
+        z_BCZ = model.encode(batch().obs_BTYXP[:, :4].reshape(4, 2, 64, 64, 3), rand(4, 2, G, seed=4))
+        context = Context(z_BCZ, batch().action_BT[:, :4].reshape(4, 2))
+        trajectory = rollout(model, agent, context, u)
+        agent.return_low.copy_(low)
+        agent.return_high.copy_(high)
+        loss, metrics = agent.loss(trajectory)
+        parameters = [p for p in agent.parameters() if p.requires_grad]
+        return [z_BCZ, *trajectory, *metrics.values(), *torch.autograd.grad(loss, parameters)]
+
+    on_both(update)

@@ -1,0 +1,199 @@
+"""Faults made by hand in the kernels, each of which the tests must catch: `python tests/mutations.py [NAME ...]`.
+
+Each fault is put into a copy of the repository, where the tests of its operation run until the first failure. Exits
+with 1 if a fault survives, if the text that it replaces is not there exactly once, or if the tests fail without one.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class Fault(NamedTuple):
+    """One wrong edit of `kernels/<op>/kernel.py`."""
+
+    op: str
+    right: str
+    wrong: str
+
+
+FAULTS = {
+    "draw: unimix dropped": Fault(
+        "categorical",
+        "p_NC = (1 - UNIMIX) * _softmax(_load_logits(logits_ptr, offset_NC, is_row_N, c, C)) + UNIMIX / C",
+        "p_NC = _softmax(_load_logits(logits_ptr, offset_NC, is_row_N, c, C))",
+    ),
+    "draw: an edge belongs to the class below": Fault(
+        "categorical", "tl.cumsum(p_NC, 1) <= u_N", "tl.cumsum(p_NC, 1) < u_N"
+    ),
+    "draw: one class too far": Fault("categorical", "(c < C - 1)[None, :]\n", "(c < C)[None, :]\n"),
+    "draw: rows of the tail not masked": Fault(
+        "categorical",
+        "tl.store(index_ptr + n, index_N.to(tl.int64), mask=is_row_N)",
+        "tl.store(index_ptr + n, index_N.to(tl.int64))",
+    ),
+    "sample backward: factor 1 - unimix missing": Fault(
+        "categorical", "grad_NC = (1 - UNIMIX) * tl.load", "grad_NC = tl.load"
+    ),
+    "sample backward: mean of the gradient not subtracted": Fault(
+        "categorical", "out_NC = s_NC * (grad_NC - tl.sum(s_NC * grad_NC, 1)[:, None])", "out_NC = s_NC * grad_NC"
+    ),
+    "KL: strides of the window swapped": Fault(
+        "categorical", "(n // T) * stride_b + (n % T) * stride_t", "(n // T) * stride_t + (n % T) * stride_b"
+    ),
+    "KL: free nats never flatten the gradient": Fault(
+        "categorical", "tl.where(nats >= free_nats, (1 - UNIMIX) / N, 0.0)", "(1 - UNIMIX) / N"
+    ),
+    "KL: free nats per step taken of the mean": Fault(
+        "categorical",
+        "loss = tl.sum(free_N, 0) / N if PER_STEP else",
+        "loss = tl.maximum(mean, free_nats) if PER_STEP else",
+    ),
+    "KL: gradients to the wrong side": Fault(
+        "categorical",
+        "to_prior, to_post = tl.load(grad_ptr) * share, tl.load(grad_ptr + 1) * share",
+        "to_post, to_prior = tl.load(grad_ptr) * share, tl.load(grad_ptr + 1) * share",
+    ),
+    "two-hot: next bin": Fault(
+        "twohot",
+        "is_lower_NV, is_upper_NV = v[None, :] == lower_N[:, None], v[None, :] == lower_N[:, None] + 1",
+        "is_lower_NV, is_upper_NV = v[None, :] == lower_N[:, None] + 1, v[None, :] == lower_N[:, None] + 2",
+    ),
+    "two-hot: V bins instead of V - 1 gaps": Fault(
+        "twohot",
+        "SPACING: tl.constexpr = 2 * BOUND / (V - 1)\n    # Twice",
+        "SPACING: tl.constexpr = 2 * BOUND / V\n    # Twice",
+    ),
+    "two-hot: weights not clamped": Fault(
+        "twohot", "upper_weight_N = tl.minimum(tl.maximum(upper_weight_N, 0.0), 1.0)\n", "pass\n"
+    ),
+    "two-hot: sign of symlog lost": Fault("twohot", "tl.where(x < 0, -log, log)", "log"),
+    "two-hot: masked logits count in the softmax": Fault(
+        "twohot", 'return tl.where((v < V)[None, :], logit_NV, -float("inf"))', "return logit_NV"
+    ),
+    "two-hot backward: incoming gradient ignored": Fault(
+        "twohot", "out_NV = grad_N[:, None] * (tl.exp", "out_NV = 1.0 * (tl.exp"
+    ),
+    "two-hot: symexp without the - 1": Fault("twohot", "tl.exp(size) - 1.0)", "tl.exp(size))"),
+    "lambda-return: bootstraps swapped": Fault("lambda_return", "t[None, :] + NEXT", "t[None, :] + 1 - NEXT"),
+    "lambda-return: scan in the order of time": Fault("lambda_return", ", reverse=True)", ")"),
+    "lambda-return: factor 1 - lambda missing": Fault(
+        "lambda_return", "discount_BT * (1 - LAM) * value", "discount_BT * value"
+    ),
+    "lambda-return: padding is not the identity": Fault(
+        "lambda_return", "slope_BT = tl.where((t < T)[None, :], slope_BT, 1.0)", "slope_BT = slope_BT + 0.0"
+    ),
+    "reach: an end counts for its own step": Fault("lambda_return", "end_ptr + offset_BT - 1", "end_ptr + offset_BT"),
+    "attention: the future is seen": Fault(
+        "attention", "(s_S[None, :] <= t_T[:, None]) & (s_S < T)", "(s_S[None, :] >= 0) & (s_S < T)"
+    ),
+    "attention: a step does not see itself": Fault(
+        "attention", "s_S[None, :] <= t_T[:, None]", "(s_S[None, :] < t_T[:, None]) | (s_S[None, :] == 0)"
+    ),
+    "attention: scale missing": Fault(
+        "attention", "_dot(q_TK, tl.trans(k_SK)) * scale", "_dot(q_TK, tl.trans(k_SK)) * 1.0"
+    ),
+    "attention: dropout without rescaling": Fault(
+        "attention", "p_TS = tl.where(kept_TS, p_TS / (1.0 - dropout), 0.0)", "p_TS = tl.where(kept_TS, p_TS, 0.0)"
+    ),
+    "attention: the same dropout in every head": Fault(
+        "attention", "((bh * T + t_T)[:, None] * T", "((t_T)[:, None] * T"
+    ),
+    "attention: dropout keeps what it should drop": Fault("attention", ">= dropout", "< dropout"),
+    "attention: heads of q interleaved wrongly": Fault(
+        "attention",
+        "head_ptr = qkv_ptr + b * T * 3 * H * K + h * K\n    is_q_TK",
+        "head_ptr = qkv_ptr + b * T * 3 * H * K + h * 3 * K\n    is_q_TK",
+    ),
+    "attention backward: delta missing": Fault("attention", "(dp_TS - delta_T[:, None])", "dp_TS"),
+    "attention backward: dropout missing in dv": Fault(
+        "attention", "met_TS = tl.where(kept_TS, p_TS / (1.0 - dropout), 0.0)", "met_TS = p_TS"
+    ),
+    "attention backward: scale missing": Fault(
+        "attention", "(dp_TS - delta_T[:, None]) * scale)", "(dp_TS - delta_T[:, None]))"
+    ),
+    "attention backward: later blocks skipped": Fault("attention", "if i >= mine:", "if i == mine:"),
+    "prefill: values cached as keys": Fault(
+        "attention", "tl.store(k_cache_ptr + cache_SK, k_SK", "tl.store(k_cache_ptr + cache_SK, v_SK"
+    ),
+    "step: stale row of the cache": Fault(
+        "attention", "is_mine_S1 = (s == place)[:, None]", "is_mine_S1 = (s == place + 1)[:, None]"
+    ),
+    "step: oldest key forgotten": Fault(
+        "attention", "tl.where(s <= place, score_S", "tl.where((s <= place) & (s > 0), score_S"
+    ),
+    "step: written one place too far": Fault(
+        "attention", "tl.store(k_cache_ptr + cache + place * K", "tl.store(k_cache_ptr + cache + (place + 1) * K"
+    ),
+    "frames: not scaled": Fault("frames", ".to(tl.float32) / 255.0", ".to(tl.float32) / 256.0"),
+    "frames: rows and colours exchanged": Fault(
+        "frames", "(o % PIXELS) * P + o // PIXELS", "(o // P) + (o % P) * PIXELS"
+    ),
+    "frames: index ignored": Fault("frames", "row = tl.load(index_ptr + n) if GATHER else n", "row = n"),
+    "frames: mean added": Fault("frames", "x -= tl.load(mean_ptr", "x += tl.load(mean_ptr"),
+}
+
+_LIMIT_S = 300
+TESTS = {"frames": "test_frames.py"}
+
+
+def fails(folder: Path, op: str) -> bool:
+    """Whether the tests of an operation fail there."""
+    tests = f"tests/kernels/{TESTS.get(op, f'test_{op}_kernel.py')}"
+    # The contract with torch and compiling say nothing about values and take longest.
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", tests]
+    command += ["-k", "not contract and not compiles", "--hypothesis-profile", "first_failure"]
+    # The folder first: an installed copy must not be tested in place of the one with the fault.
+    code = "import sys; sys.path.insert(0, '.'); import storm_fast; assert storm_fast.__file__.startswith(sys.argv[1])"
+    environment = os.environ | {"PYTHONPATH": str(folder), "HYPOTHESIS_STORAGE_DIRECTORY": str(folder / ".hypothesis")}
+    subprocess.run([sys.executable, "-c", code, str(folder)], cwd=folder, env=environment, check=True)
+    try:
+        done = subprocess.run(
+            command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=_LIMIT_S
+        )
+    except subprocess.TimeoutExpired:
+        return True
+    if done.returncode < 0:  # a write outside of all margins may end the process
+        return True
+    if done.returncode not in (0, 1):
+        raise RuntimeError(f"pytest did not run: {done.stdout[-2000:]}{done.stderr[-2000:]}")
+    return done.returncode == 1
+
+
+def main(names: list[str]) -> int:
+    """Try the faults named, or all."""
+    chosen = {name: fault for name, fault in FAULTS.items() if not names or any(word in name for word in names)}
+    bad = []
+    with tempfile.TemporaryDirectory() as parent:
+        folder = Path(parent).resolve() / "copy"
+        ignored = shutil.ignore_patterns(".git", ".venv", "runs", "__pycache__", ".*_cache", ".hypothesis")
+        shutil.copytree(ROOT, folder, symlinks=True, ignore=ignored)
+        for op in sorted({fault.op for fault in chosen.values()}):
+            if fails(folder, op):
+                bad.append(op)
+                print(f"BROKEN    {op}: its tests fail without a fault")
+        for name, (op, right, wrong) in chosen.items():
+            path = folder / "kernels" / op / "kernel.py"
+            text = path.read_text()
+            started = time.perf_counter()
+            if text.count(right) != 1:
+                told = f"NOT MADE  ({text.count(right)} places)"
+            else:
+                path.write_text(text.replace(right, wrong))
+                told = "caught" if fails(folder, op) else "SURVIVED"
+                path.write_text(text)
+            bad += [name] if told != "caught" else []
+            print(f"{told:9s} {name}  [{time.perf_counter() - started:.0f} s]", flush=True)
+    print(f"{len(chosen)} faults, {len(bad)} not caught")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
