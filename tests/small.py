@@ -15,6 +15,9 @@ from storm_fast.config import Config, EnvConfig, preset
 from storm_fast.precision import choose
 from storm_fast.run import Run
 
+EXACT: Literal["native", "gym"] = "gym" if extension() is None else "native"
+"""The fastest collector here that can be restored exactly."""
+
 SMALL = {
     "preset": "tiny",
     "game": "Breakout",
@@ -26,6 +29,7 @@ SMALL = {
     "log-every": 8,
     "num-envs": 2,
     "frame-cap": 40,
+    "collector": EXACT,
     "width": 16,
     "heads": 2,
     "latents": 4,
@@ -49,10 +53,6 @@ def flags(**changes: Any) -> list[str]:
     """The command line of a small run, options replaced or added; None leaves one out."""
     options = SMALL | {name.replace("_", "-"): value for name, value in changes.items()}
     return [word for name, value in options.items() if value is not None for word in (f"--{name}", str(value))]
-
-
-EXACT: Literal["native", "gym"] = "gym" if extension() is None else "native"
-"""The fastest collector here that can be restored exactly."""
 
 
 def small_config(game: str = "Breakout", steps: int = 96) -> Config:

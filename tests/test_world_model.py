@@ -159,3 +159,16 @@ def test_bf16_errs_little_from_float32() -> None:
         # bf16 has 8 bits of mantissa; errors of a few products in a row stay within a few of its steps.
         torch.testing.assert_close(got[name], want[name], rtol=0.03, atol=0.02)
         assert got[name].dtype == torch.float32
+
+
+def test_zero_outputs_start_the_decoder_and_the_reward_head_at_zero_and_leave_the_rest() -> None:
+    frame_N = torch.randint(0, 256, (1, 3, 64, 64, 3), dtype=torch.uint8)
+    action_N = torch.zeros(1, 3, dtype=torch.int64)
+    zero, other = networks.world_model(zero_outputs=True), networks.world_model()
+    u_BTG = torch.rand(1, 3, G)
+    predicted = zero(frame_N, action_N, u_BTG)
+    assert not predicted.image_BTPYX.any()
+    assert not predicted.reward_logits_BTV.any()
+    assert predicted.prior_logits_BTGC.any()
+    assert other(frame_N, action_N, u_BTG).image_BTPYX.any()
+    assert other(frame_N, action_N, u_BTG).reward_logits_BTV.any()
