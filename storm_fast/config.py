@@ -78,7 +78,7 @@ class ModelConfig:
     length: int = 64
     """steps per window, T (Table 10)"""
     reconstruction_weight: float = 1.0
-    """factor of the reconstruction loss (eq. 3). DEVIATION in `tiny`: 5, or the KL decides what the small
+    """factor of the reconstruction loss (eq. 3). DEVIATION in `tiny`: 20, or the KL decides what the small
     encoder keeps, and small moving objects are not among it"""
     reward_weight: float = 1.0
     """factor of the reward loss (eq. 3). DEVIATION in `tiny`: 100, a rare reward is otherwise not
@@ -187,8 +187,7 @@ class AgentConfig:
     """largest joint global norm of the gradients of actor and critic (Table 10)"""
     agent_start: int = 0
     """world-model updates that go before the one with the agent's first (released: 0). DEVIATION in `tiny`:
-    600, imagination in an
-    untrained model teaches nothing"""
+    1,000, imagination in an untrained model teaches nothing"""
 
     def __post_init__(self) -> None:
         _want(self.agent_width >= 1, "--agent-width of at least 1", self.agent_width)
@@ -315,17 +314,17 @@ def _tiny() -> Config:
         log_every=200,
         env=EnvConfig(num_envs=4),
         model=ModelConfig(
-            stem_channels=8,
-            latents=16,
+            stem_channels=16,
+            latents=32,
             classes=16,
-            width=128,
+            width=256,
             layers=1,
             heads=4,
-            batch=2,
-            demonstration_batch=2,
+            batch=1,
+            demonstration_batch=3,
             length=32,
             reward_weight=100.0,
-            reconstruction_weight=5.0,
+            reconstruction_weight=20.0,
             dynamics_weight=3.0,
             posterior_norm=3.0,
             center_frames=True,
@@ -333,8 +332,8 @@ def _tiny() -> Config:
             model_lr=1e-3,
         ),
         imagine=ImagineConfig(imagine_batch=96, imagine_demonstration_batch=0, context=4, context_source="model_batch"),
-        agent=AgentConfig(agent_width=128, agent_lr=1e-3, entropy=1e-4, agent_start=600),
-        loop=LoopConfig(model_every=4, agent_every=4, acting_latent="posterior"),
+        agent=AgentConfig(agent_width=128, agent_lr=1e-3, entropy=1e-4, agent_start=1000),
+        loop=LoopConfig(model_every=4, agent_every=8, acting_context=8, acting_latent="posterior"),
     )
 
 
