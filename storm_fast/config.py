@@ -187,7 +187,7 @@ class AgentConfig:
     """largest joint global norm of the gradients of actor and critic (Table 10)"""
     agent_start: int = 0
     """world-model updates that go before the one with the agent's first (released: 0). DEVIATION in `tiny`:
-    1,000, imagination in an untrained model teaches nothing"""
+    1,200, imagination in an untrained model teaches nothing"""
 
     def __post_init__(self) -> None:
         _want(self.agent_width >= 1, "--agent-width of at least 1", self.agent_width)
@@ -247,7 +247,7 @@ class Config:
     """what computes the hot paths: Triton's kernels or their PyTorch definitions; auto: Triton on a GPU. A CPU
     always runs the definitions"""
     threads: int = 0
-    """CPU threads of PyTorch; 0: its own choice. `tiny` takes 1: its operations are too small to share"""
+    """CPU threads of PyTorch; 0: its own choice. `tiny` takes 2: its operations are too small for more"""
     compile: bool = False
     """capture the whole step as CUDA graphs (not available yet: the step runs eagerly, and says so)"""
     demonstration: str = "none"
@@ -308,7 +308,7 @@ def _tiny() -> Config:
         game="Freeway",
         steps=10_000,
         scored_step=None,
-        threads=1,
+        threads=2,
         demonstration="auto",
         checkpoint_every=2_500,
         log_every=200,
@@ -332,8 +332,8 @@ def _tiny() -> Config:
             model_lr=1e-3,
         ),
         imagine=ImagineConfig(imagine_batch=96, imagine_demonstration_batch=0, context=4, context_source="model_batch"),
-        agent=AgentConfig(agent_width=128, agent_lr=1e-3, entropy=1e-4, agent_start=1000),
-        loop=LoopConfig(model_every=4, agent_every=8, acting_context=8, acting_latent="posterior"),
+        agent=AgentConfig(agent_width=128, agent_lr=1e-3, entropy=1e-4, agent_start=1200),
+        loop=LoopConfig(model_every=3, agent_every=12, acting_context=8, acting_latent="posterior"),
     )
 
 
