@@ -20,11 +20,14 @@ test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest
 	$(BIN)/python -m pytest tests/aot
 
-$(VENV)/.installed: pyproject.toml
+SOURCES := pyproject.toml CMakeLists.txt $(wildcard storm_fast/csrc/*)
+
+$(VENV)/.installed: $(SOURCES)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --editable .
 	touch $@
 
-$(VENV)/.installed-test: pyproject.toml $(VENV)/.installed
+$(VENV)/.installed-test: $(SOURCES)
+	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --editable ".[test]"
-	touch $@
+	touch $(VENV)/.installed $@

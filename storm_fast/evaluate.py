@@ -118,6 +118,7 @@ def evaluate(run: Run, step: int, command: Command) -> dict[str, Any]:
         "published_storm": scores["methods"]["STORM"].get(config.game),
         "seed": command.seed,
         "device": str(precision),
+        "collector": collector.name,
     }
     if config.game in demo.SCRIPTS:
         result |= _baselines(config, command.seed)

@@ -43,7 +43,7 @@ from storm_fast.replay import Replay
 from storm_fast.run import Run, check_free, say
 from storm_fast.world_model import FRAME
 
-RESUMABLE = frozenset(
+RESUMABLE = frozenset({"collector", "num_threads"}) | frozenset(
     {"steps", "scored_step", "device", "precision", "kernels", "compile", "checkpoint_every", "log_every"}
 )
 """Fields that may change when a run is resumed; the others are part of what it is."""

@@ -56,6 +56,7 @@ class AleVectorCollector:
         """Seed and start every game."""
         if self._waiting:
             self.recv()
+        self._seed = seed
         self.obs_NYXP = self._target(out)
         # 31 bits: the environment takes signed seeds, and a negative one as none.
         seeds_N = np.array([ale_seed(env_seed(seed, i)) >> 1 for i in range(self.num_envs)], np.int64)
@@ -109,16 +110,14 @@ class AleVectorCollector:
 
     def state_dict(self) -> dict[str, Any]:
         """The number of environments and a seed for new episodes: the emulators cannot be saved."""
-        self._seed += 1
-        return {"collector": type(self).__name__, "num_envs": self.num_envs, "seed": self._seed}
+        return {"collector": type(self).__name__, "num_envs": self.num_envs, "seed": self._seed + 2**31}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Start new episodes, of other seeds than before; never exact."""
         check_kind(state, self)
         if state["num_envs"] != self.num_envs:
             raise InputError(f"want the state of {self.num_envs} environments; got {state['num_envs']}")
-        self._seed = int(state["seed"])
-        self.reset(2**31 + self._seed)
+        self.reset(int(state["seed"]))
         self.restored_exactly = False
 
     def _target(self, out: Frames | None) -> npt.NDArray[np.uint8]:

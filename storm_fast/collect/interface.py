@@ -85,6 +85,10 @@ def checked_out(out: Frames, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
             raise ValueError(f"want {wanted}; got a {out.dtype} {out.layout} tensor on {out.device}")
         if out.dtype != torch.uint8:
             raise ValueError(f"want {wanted}; got {out.dtype} {list(out.shape)}")
+        # A tensor whose storage was shrunk still claims its shape; once NumPy has it, torch shrinks it no more.
+        end = out.storage_offset() + 1 + sum((n - 1) * s for n, s in zip(out.shape, out.stride(), strict=True))
+        if out.numel() and end > out.untyped_storage().nbytes():
+            raise ValueError(f"want {wanted}; got {list(out.shape)} on {out.untyped_storage().nbytes()} bytes")
         out = out.numpy()
     if not isinstance(out, np.ndarray):
         raise ValueError(f"want {wanted}, of NumPy or torch; got {type(out).__name__}")

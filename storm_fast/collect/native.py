@@ -54,7 +54,7 @@ class Collector:
         if module is None:
             raise InputError("want the C++ collector; storm_fast was installed without it: see the build's warning")
         N = config.num_envs
-        self.num_envs, self.num_threads = N, config.num_threads or min(N, cores())
+        self.num_envs, self.num_threads = N, min(N, config.num_threads or cores())
         self._games = module.Collector(
             rom=str(path),
             num_envs=N,
@@ -129,6 +129,10 @@ class Collector:
         check_kind(state, self)
         if len(state["games"]) != self.num_envs:
             raise InputError(f"want the state of {self.num_envs} environments; got {len(state['games'])}")
+        for name in ("obs", "terminal_obs"):
+            shape, wanted = tuple(state[name].shape), self._own_NYXP.shape
+            if shape != wanted:
+                raise InputError(f"want {name} {list(wanted)} in the state; got {list(shape)}")
         self._games.restore([np.asarray(saved, np.uint8).tobytes() for saved in state["games"]])
         self.obs_NYXP = self._own_NYXP
         self.obs_NYXP[:], self.terminal_obs_NYXP[:] = state["obs"], state["terminal_obs"]

@@ -69,12 +69,12 @@ class AtariVectorEnv(VectorEnv[Frames, npt.NDArray[np.int64], npt.NDArray[np.boo
         if options:
             raise ValueError(f"want no options; got {sorted(options)}")
         N = self.num_envs
-        seeds: list[int | None] = (
-            [None] * N if seed is None else [*range(seed, seed + N)] if isinstance(seed, int) else seed
-        )
+        one = int(seed) if isinstance(seed, int | np.integer) else None
+        super().reset(seed=one)
+        seeds: list[int | None] = [None] * N if seed is None else seed if one is None else [*range(one, one + N)]
         if len(seeds) != N:
             raise ValueError(f"want {N} seeds; got {len(seeds)}")
-        fresh = np.random.SeedSequence().generate_state(N)
+        fresh = self.np_random.integers(2**32, size=N)  # so that a seeded series of resets repeats
         given = [int(fresh[i]) if s is None else s for i, s in enumerate(seeds)]
         obs_NYXP = self.collector.reset_seeds(given).copy()
         return obs_NYXP, {"life_lost": np.zeros(N, np.bool_)}

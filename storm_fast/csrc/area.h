@@ -1,7 +1,7 @@
 // Area interpolation of ALE's screens, exact by integer arithmetic, and only where the screen has changed.
 //
 // A picture is the channel-wise maximum of two palette screens, shrunk by averaging areas and rounded to nearest, ties
-// to even: storm_fast/area.py says the same in NumPy. The average separates: a screen row is first shrunk to `columns`
+// to even: storm_fast/collect/area.py says the same in NumPy. The average separates: a screen row is first shrunk to `columns`
 // integer sums, which are kept, and the rows of the result are weighted sums of those. A screen row equal to the one
 // of the step before costs a comparison, and a row of the result none of whose screen rows changed costs nothing.
 #pragma once

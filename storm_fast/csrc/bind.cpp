@@ -65,7 +65,7 @@ class Bound {
   int num_actions() { return collector_->num_actions(); }
 
   void reset(const std::vector<std::int64_t>& seeds, const Bytes& observations) {
-    use();
+    const Guard guard(*this);
     if (static_cast<int>(seeds.size()) != collector_->num_envs())
       reject(std::to_string(collector_->num_envs()) + " seeds", std::to_string(seeds.size()));
     std::vector<std::int32_t> words;
@@ -78,7 +78,7 @@ class Bound {
   }
 
   void send(const Bytes& actions, const Bytes& observations, const Bytes& terminals) {
-    use();
+    const Guard guard(*this);
     if (!started_) throw std::runtime_error("want reset() before send(); got send() first");
     if (collector_->busy()) throw nb::value_error("want recv() after send(); got a second send()");
     const std::vector<std::int64_t> checked = actions_of(actions);
@@ -90,7 +90,7 @@ class Bound {
   }
 
   nb::tuple recv() {
-    use();
+    const Guard guard(*this);
     if (!collector_->busy()) throw nb::value_error("want send() before recv(); got recv() alone");
     finish();
     const std::vector<Outcome>& outcomes = outcomes_;
@@ -101,7 +101,7 @@ class Bound {
   }
 
   void emulate(const std::vector<std::int64_t>& actions, int steps) {
-    use();
+    const Guard guard(*this);
     idle();
     const std::size_t wanted = static_cast<std::size_t>(collector_->num_envs()) * steps;
     if (steps < 1 || actions.size() != wanted) reject(std::to_string(wanted) + " actions", std::to_string(actions.size()));
@@ -111,7 +111,7 @@ class Bound {
   }
 
   nb::list save() {
-    use();
+    const Guard guard(*this);
     idle();
     if (!started_) throw std::runtime_error("want reset() before save(); got save() first");
     nb::list result;
@@ -123,12 +123,14 @@ class Bound {
   }
 
   void restore(const std::vector<nb::bytes>& saved) {
-    use();
+    const Guard guard(*this);
     if (static_cast<int>(saved.size()) != collector_->num_envs())
       reject("the state of " + std::to_string(collector_->num_envs()) + " environments", std::to_string(saved.size()));
     finish();
-    for (int i = 0; i < collector_->num_envs(); ++i)
-      collector_->restore(i, std::string(saved[i].c_str(), saved[i].size()));
+    std::vector<std::string> states;
+    for (const nb::bytes& bytes : saved) states.emplace_back(bytes.c_str(), bytes.size());
+    nb::gil_scoped_release release;
+    collector_->restore(states);
     started_ = true;
   }
 
@@ -141,10 +143,22 @@ class Bound {
 #endif
   }
 
-  void use() const {
-    if (process() != owner_)
-      throw std::runtime_error("want a collector of this process; got one made before fork(), whose threads are not here");
-  }
+  // Held by a method for its whole length: with the GIL released, another Python thread might come in.
+  class Guard {
+   public:
+    explicit Guard(Bound& bound) : inside_(bound.inside_) {
+      if (bound.process() != bound.owner_)
+        throw std::runtime_error(
+            "want a collector of this process; got one made before fork(), whose threads are not here");
+      if (inside_) throw std::runtime_error("want one Python thread at a time; another is in this collector");
+      inside_ = true;
+    }
+    ~Guard() { inside_ = false; }
+    Guard(const Guard&) = delete;
+
+   private:
+    bool& inside_;
+  };
 
   void idle() const {
     if (collector_->busy()) throw nb::value_error("want recv() after send(); a step is under way");
@@ -217,9 +231,39 @@ class Bound {
   int rows_, columns_, channels_;
   long owner_;  // the process whose threads these are
   bool started_ = false;
+  bool inside_ = false;  // read and written under the GIL
   std::unique_ptr<Collector> collector_;
   std::vector<nb::object> kept_;
   std::vector<Outcome> outcomes_;
+};
+
+// A Picture by itself, for tests: palette screens in, an observation out.
+class BoundPicture {
+ public:
+  BoundPicture(int screen_rows, int screen_columns, int rows, int columns, const std::vector<std::uint64_t>& colours)
+      : size_{screen_rows, screen_columns, rows, columns} {
+    if (colours.size() != 256 || rows < 1 || rows > screen_rows || columns < 1 || columns > screen_columns ||
+        screen_columns > 160)
+      throw nb::value_error("want 256 colours and a result no larger than the screen");
+    Palette palette;
+    std::copy(colours.begin(), colours.end(), palette.lanes);
+    picture_ = std::make_unique<Picture>(screen_rows, screen_columns, rows, columns, palette);
+  }
+
+  nb::object draw(const nb::bytes& before, const nb::bytes& newest) {
+    const std::size_t wanted = static_cast<std::size_t>(size_[0]) * size_[1];
+    if (before.size() != wanted || newest.size() != wanted) reject(std::to_string(wanted) + " pixels", "others");
+    std::uint8_t* values = new std::uint8_t[picture_->bytes()];
+    nb::capsule owner(values, [](void* p) noexcept { delete[] static_cast<std::uint8_t*>(p); });
+    picture_->draw(reinterpret_cast<const std::uint8_t*>(before.c_str()),
+                   reinterpret_cast<const std::uint8_t*>(newest.c_str()), values);
+    const std::size_t rows = size_[2], columns = size_[3];
+    return nb::cast(nb::ndarray<nb::numpy, std::uint8_t, nb::ndim<3>>(values, {rows, columns, 3}, owner));
+  }
+
+ private:
+  int size_[4];
+  std::unique_ptr<Picture> picture_;
 };
 
 }  // namespace
@@ -228,8 +272,13 @@ class Bound {
 
 NB_MODULE(_collector, module) {
   using storm_fast::Bound;
+  using storm_fast::BoundPicture;
   ale::Logger::setMode(ale::Logger::mode::Error);
   module.attr("ale_version") = ALE_VERSION;
+  nb::class_<BoundPicture>(module, "Picture")
+      .def(nb::init<int, int, int, int, const std::vector<std::uint64_t>&>(), nb::arg("screen_rows"),
+           nb::arg("screen_columns"), nb::arg("rows"), nb::arg("columns"), nb::arg("colours"))
+      .def("draw", &BoundPicture::draw, nb::arg("before"), nb::arg("newest"));
   nb::class_<Bound>(module, "Collector")
       .def(nb::init<const std::string&, int, int, float, bool, int, int, int, int, bool>(), nb::kw_only(),
            nb::arg("rom"), nb::arg("num_envs"), nb::arg("num_threads"), nb::arg("sticky"),

@@ -1,5 +1,6 @@
 #include "collector.h"
 
+#include <algorithm>
 #include <utility>
 
 namespace storm_fast {
@@ -13,7 +14,12 @@ std::uint64_t packed(std::uint32_t job) { return static_cast<std::uint64_t>(job)
 }  // namespace
 
 Pool::Pool(int threads) {
-  for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { serve(); });
+  try {
+    for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { serve(); });
+  } catch (...) {  // the system gives no more threads: those begun end first
+    stop();
+    throw;
+  }
 }
 
 Pool::~Pool() {
@@ -23,6 +29,10 @@ Pool::~Pool() {
     } catch (...) {  // nobody is left to be told
     }
   }
+  stop();
+}
+
+void Pool::stop() {
   {
     const std::lock_guard lock(mutex_);
     stopping_ = true;
@@ -92,7 +102,7 @@ void Pool::serve() {
 }
 
 Collector::Collector(const Settings& settings, int num_envs, int num_threads)
-    : actions_(num_envs), outcomes_(num_envs), pool_(num_threads) {
+    : actions_(num_envs), outcomes_(num_envs), pool_(std::min(num_threads, num_envs)) {
   for (int i = 0; i < num_envs; ++i) games_.push_back(std::make_unique<Game>(settings));
 }
 
@@ -111,6 +121,12 @@ void Collector::send(const std::int64_t* actions, Frames observations, Frames te
 const std::vector<Outcome>& Collector::recv() {
   pool_.finish();
   return outcomes_;
+}
+
+void Collector::restore(const std::vector<std::string>& saved) {
+  for (int i = 0; i < num_envs(); ++i) games_[i]->check(saved.at(i));
+  pool_.start(num_envs(), [&](int i) { games_[i]->restore(saved[i]); });
+  pool_.finish();
 }
 
 void Collector::emulate(const std::int64_t* actions, int steps) {

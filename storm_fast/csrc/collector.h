@@ -32,6 +32,7 @@ class Pool {
  private:
   void work(std::uint32_t job, int count);
   void serve();
+  void stop();
 
   std::function<void(int)> task_;
   int count_ = 0;
@@ -71,7 +72,8 @@ class Collector {
   void emulate(const std::int64_t* actions, int steps);  // no step may be under way
 
   std::string save(int i) { return games_.at(i)->save(); }
-  void restore(int i, const std::string& saved) { games_.at(i)->restore(saved); }
+  // Throws std::invalid_argument, before any game changes, unless there is a saved state of each.
+  void restore(const std::vector<std::string>& saved);
 
  private:
   std::vector<std::unique_ptr<Game>> games_;

@@ -1,5 +1,7 @@
 #include "game.h"
 
+#include <bit>
+#include <cstring>
 #include <sstream>
 #include <stdexcept>
 
@@ -20,7 +22,7 @@ std::uint64_t fnv1a(const std::string& bytes) {
 Palette palette(ale::stella::OSystem& system, bool gray) {
   Palette result;
   result.channels = gray ? 1 : 3;
-  for (int value = 0; value < 256; ++value) {
+  for (int value = 0; value < 256; value += 2) {  // the lowest bit is not used: screens hold even values
     int rgb[3];
     system.colourPalette().getRGB(value, rgb[0], rgb[1], rgb[2]);
     std::uint64_t& lanes = result.lanes[value];
@@ -35,7 +37,7 @@ Palette palette(ale::stella::OSystem& system, bool gray) {
 }  // namespace
 
 Game::Game(const Settings& settings) : settings_(settings), ale_(std::make_unique<ale::ALEInterface>()) {
-  ale_->setFloat("repeat_action_probability", 0.0f);
+  ale_->setFloat("repeat_action_probability", settings.sticky);
   ale_->setInt("max_num_frames_per_episode", settings.frame_cap);
   ale_->setInt("random_seed", 0);
   ale_->loadROM(settings.rom);
@@ -46,18 +48,20 @@ Game::Game(const Settings& settings) : settings_(settings), ale_(std::make_uniqu
     throw std::invalid_argument("want an observation of at most " + std::to_string(height) + " x " +
                                 std::to_string(width) + ", the screen's size; got " + std::to_string(settings.rows) +
                                 " x " + std::to_string(settings.columns));
+  before_.resize(screen.arraySize());
   picture_ = std::make_unique<Picture>(height, width, settings.rows, settings.columns,
                                        palette(*ale_->theOSystem, settings.gray));
 }
 
 void Game::seed(std::int32_t seed, std::uint8_t* observation) {
-  random_.seed(static_cast<std::uint32_t>(seed));
+  ale_->setInt("random_seed", seed);
   ale_->loadROM(settings_.rom);
   start(observation);
 }
 
 void Game::start(std::uint8_t* observation) {
   ale_->reset_game();
+  follow();  // some games draw while they are reset (DoubleDunk, Berzerk)
   last_ = ale::PLAYER_A_NOOP;
   lives_ = ale_->lives();
   return_ = 0;
@@ -74,13 +78,22 @@ ale::reward_t Game::act(ale::Action action) {
   const double draw = random_() / 4294967296.0;
   random_();
   if (draw >= settings_.sticky) last_ = action;
-  return ale_->act(last_);
+  return ale_->act(action);
+}
+
+void Game::follow() {
+  ale::stella::Serializer saved;
+  ale_->environment->getEnvironmentRNG().saveState(saved);
+  ale::stella::Deserializer reader(saved.get_str());
+  std::istringstream text(reader.getString());
+  text >> random_;
 }
 
 Outcome Game::step(int action, std::uint8_t* observation, std::uint8_t* terminal) {
   Outcome outcome;
   int frames = 0, reward = 0;
   while (frames < settings_.frame_skip && !outcome.terminated && !outcome.truncated) {
+    if (frames > 0) std::memcpy(before_.data(), ale_->getScreen().getArray(), before_.size());
     reward += act(actions_[action]);
     ++frames;
     outcome.terminated = ale_->game_over(false);
@@ -93,10 +106,7 @@ Outcome Game::step(int action, std::uint8_t* observation, std::uint8_t* terminal
   outcome.episode_length = ++length_;
   lives_ = lives;
   const bool ended = outcome.terminated || outcome.truncated;
-  // The emulator draws into two buffers in turn: the other one holds the frame before.
-  const std::uint8_t* before = frames > 1 ? ale_->theOSystem->console().mediaSource().previousFrameBuffer()
-                                          : ale_->getScreen().getArray();
-  draw(before, ended ? terminal : observation);
+  draw(frames > 1 ? before_.data() : ale_->getScreen().getArray(), ended ? terminal : observation);
   if (ended) start(observation);
   return outcome;
 }
@@ -108,36 +118,42 @@ void Game::emulate(int action) {
 
 std::string Game::save() {
   std::ostringstream body;
-  body << random_ << ' ' << static_cast<int>(last_) << ' ' << lives_ << ' ' << std::hexfloat << return_ << ' '
-       << length_ << '\n'
+  body << random_ << ' ' << static_cast<int>(last_) << ' ' << lives_ << ' ' << std::bit_cast<std::uint64_t>(return_)
+       << ' ' << length_ << '\n'
        << ale_->cloneState(true).serialize();
   std::ostringstream whole;
-  whole << kFormat << ' ' << ale_->theOSystem->console().properties().get(ale::stella::Cartridge_MD5) << ' '
-        << fnv1a(body.str()) << '\n'
-        << body.str();
+  whole << kFormat << ' ' << rom() << ' ' << fnv1a(body.str()) << '\n' << body.str();
   return whole.str();
 }
 
-void Game::restore(const std::string& saved) {
+void Game::check(const std::string& saved) const {
   const std::size_t end = saved.find('\n');
   std::istringstream head(saved.substr(0, end));
-  std::string format, rom;
+  std::string format, rom_saved;
   std::uint64_t hash = 0;
-  head >> format >> rom >> hash;
+  head >> format >> rom_saved >> hash;
   const std::string body = end == std::string::npos ? "" : saved.substr(end + 1);
-  if (!head || format != kFormat || hash != fnv1a(body)) throw std::invalid_argument("want a game's saved state; these bytes are none, or are damaged");
-  if (rom != ale_->theOSystem->console().properties().get(ale::stella::Cartridge_MD5))
-    throw std::invalid_argument("want the saved state of this game; got that of another ROM");
-  const std::size_t line = body.find('\n');
-  std::istringstream values(body.substr(0, line));
-  std::string real;
-  int last = 0;
-  values >> random_ >> last >> lives_ >> real >> length_;
-  return_ = std::stod(real);  // operator>> does not read what hexfloat wrote
-  last_ = static_cast<ale::Action>(last);
-  ale_->reset_game();
-  for (int frame = 0; frame < kSettlingFrames; ++frame) ale_->act(last_);
-  ale_->restoreState(ale::ALEState(body.substr(line + 1)));
+  if (!head || format != kFormat || hash != fnv1a(body))
+    throw std::invalid_argument("want a game's saved state; these bytes are none, or are damaged");
+  if (rom_saved != rom()) throw std::invalid_argument("want the saved state of this game; got that of another ROM");
 }
+
+void Game::restore(const std::string& checked) {
+  const std::size_t begin = checked.find('\n') + 1, line = checked.find('\n', begin);
+  std::istringstream values(checked.substr(begin, line - begin));
+  int last = 0;
+  std::uint64_t bits = 0;
+  values >> random_ >> last >> lives_ >> bits >> length_;
+  return_ = std::bit_cast<double>(bits);
+  const std::mt19937 random = random_;
+  ale_->reset_game();
+  follow();
+  last_ = ale::PLAYER_B_NOOP;  // until a frame takes the action that is to stick
+  for (int frame = 0; frame < kSettlingFrames || last_ != last; ++frame) act(static_cast<ale::Action>(last));
+  random_ = random;
+  ale_->restoreState(ale::ALEState(checked.substr(line + 1)));
+}
+
+std::string Game::rom() const { return ale_->theOSystem->console().properties().get(ale::stella::Cartridge_MD5); }
 
 }  // namespace storm_fast

@@ -52,19 +52,23 @@ class Game {
   // All that `restore` needs to go on as if nothing had happened, with its random numbers.
   std::string save();
   // Throws std::invalid_argument for bytes that `save` of the same ROM did not give.
-  void restore(const std::string& saved);
+  void check(const std::string& saved) const;
+  void restore(const std::string& checked);
 
  private:
   void start(std::uint8_t* observation);
   void draw(const std::uint8_t* before, std::uint8_t* observation);
   ale::reward_t act(ale::Action action);
+  void follow();  // take over ALE's random numbers
+  std::string rom() const;  // its MD5
 
   Settings settings_;
   std::unique_ptr<ale::ALEInterface> ale_;
   ale::ActionVect actions_;
   std::unique_ptr<Picture> picture_;
-  // ALE's saved state lacks the action that a sticky frame repeats. So it is told never to stick, and which action a
-  // frame takes is decided here, by the random numbers that ALE would have drawn.
+  std::vector<std::uint8_t> before_;  // the screen of the frame before
+  // ALE's saved state lacks the action that a sticky frame repeats. It is known here all the same, by drawing the
+  // random numbers that ALE draws.
   std::mt19937 random_;
   ale::Action last_ = ale::PLAYER_A_NOOP;
   int lives_ = 0;

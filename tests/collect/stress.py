@@ -4,8 +4,10 @@
 STEPS it steps 64 games that many times in all and prints the memory held after each tenth.
 """
 
+import contextlib
 import resource
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +26,9 @@ def shake(module: Any) -> None:
     """A little of everything, from several threads."""
     random = np.random.default_rng(0)
     for game, num_envs, num_threads in (("pong", 5, 3), ("breakout", 8, 2), ("ms_pacman", 1, 4), ("qbert", 3, 3)):
-        collector = module.Collector(**settings(game, num_envs, num_threads))
-        shown, last = np.zeros((2, num_envs, 64, 64, 3), np.uint8)
+        gray = game == "qbert"
+        collector = module.Collector(**settings(game, num_envs, num_threads) | {"gray": gray})
+        shown, last = np.zeros((2, num_envs, 64, 64, 1 if gray else 3), np.uint8)
         for start in range(3):
             collector.reset([start] * num_envs, shown)
             for _ in range(60):
@@ -38,18 +41,35 @@ def shake(module: Any) -> None:
                 except ValueError:
                     continue
                 raise AssertionError("a bad action was taken")
+        other = threading.Thread(target=intrude, args=(collector, shown))
+        other.start()
+        for _ in range(30):
+            with contextlib.suppress(RuntimeError, ValueError):  # the other thread is inside, or was faster
+                collector.send(np.zeros(num_envs, np.int64), shown, last)
+                collector.recv()
+        other.join()
+        collector.reset([0] * num_envs, shown)
         collector.send(np.zeros(num_envs, np.int64), shown, last)
         del collector  # in the middle of a step
 
 
+def intrude(collector: Any, shown: Any) -> None:
+    """Call from a second thread, which is turned away whenever the first is inside."""
+    for _ in range(50):
+        for call in (collector.save, collector.recv, lambda: collector.emulate([0], 1)):
+            with contextlib.suppress(RuntimeError, ValueError):
+                call()
+
+
 def soak(module: Any, steps: int) -> None:
-    """Many steps of 64 games; the peak of memory must stop rising."""
+    """Many steps of 64 games; the peak of memory must stop rising: an AssertionError where it does not."""
     N = 64
     collector = module.Collector(**settings("breakout", N, 2))
     shown, last = np.zeros((2, N, 64, 64, 3), np.uint8)
     collector.reset(list(range(N)), shown)
     random = np.random.default_rng(0)
-    turns = steps // N
+    turns = max(10, steps // N)
+    peaks = []
     for turn in range(turns):
         collector.send(random.integers(0, collector.num_actions, N), shown, last)
         collector.recv()
@@ -57,6 +77,8 @@ def soak(module: Any, steps: int) -> None:
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             sys.stdout.write(f"{(turn + 1) * N:9,d} steps, peak {peak / 1024:.1f} MB\n")
             sys.stdout.flush()
+            peaks.append(peak)
+    assert peaks[-1] <= peaks[len(peaks) // 2] + 1024, "the peak rose by more than 1 MB over the last half"
 
 
 if __name__ == "__main__":

@@ -43,6 +43,17 @@ def test_the_same_seed_gives_the_same_steps_and_observations_are_not_overwritten
     assert len({row[0].tobytes() for row in runs[0]}) > 10
 
 
+def test_resets_without_a_seed_follow_from_the_last_seed() -> None:
+    runs = []
+    for seed in (5, np.int64(5), 6):
+        vector = envs()
+        vector.reset(seed=seed)
+        vector.reset()
+        runs.append([vector.step(np.full(3, 1))[0] for _ in range(30)])
+    assert np.array_equal(runs[0], runs[1])
+    assert not np.array_equal(runs[0], runs[2])
+
+
 def test_an_integer_seeds_environment_i_as_gymnasium_would() -> None:
     vector = envs(num_envs=2)
     _obs, _ = vector.reset(seed=7)
