@@ -77,8 +77,10 @@ def play(
     return dict(zip(_KINDS, columns, strict=True))
 
 
-def record(game: str, env: EnvConfig, seed: int, probability: float = DEMONSTRATION_PROBABILITY) -> Arrays:
-    """One episode of the game's scripted policy.
+def record(
+    game: str, env: EnvConfig, seed: int, probability: float = DEMONSTRATION_PROBABILITY, episodes: int = 1
+) -> Arrays:
+    """Episodes of the game's scripted policy, one after the other.
 
     Raises:
         InputError: for a game without one.
@@ -91,7 +93,13 @@ def record(game: str, env: EnvConfig, seed: int, probability: float = DEMONSTRAT
         )
     actions = make(game, env).get_action_meanings()
     generator = np.random.default_rng((seed, 0xDE30))
-    return play(game, env, seed + 10_000, lambda _: SCRIPTS[game].act(actions, probability, generator))
+
+    def act(_: npt.NDArray[np.uint8]) -> int:
+        return SCRIPTS[game].act(actions, probability, generator)
+
+    # Seeds far from those of training, and from each other's.
+    played = [play(game, env, seed + 10_000 + 100_000 * i, act) for i in range(episodes)]
+    return {name: np.concatenate([episode[name] for episode in played]) for name in _KINDS}
 
 
 def load(path: Path, num_actions: int, length: int) -> Arrays:

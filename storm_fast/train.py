@@ -239,7 +239,7 @@ def _demonstration(run: Run, resumed: bool) -> demo.Arrays | None:
     num_actions = action_count(config.game, config.env.full_action_space)
     longest = max(config.model.length, config.imagine.context)
     if wanted == "scripted" and not resumed:
-        arrays = demo.record(config.game, config.env, config.seed)
+        arrays = demo.record(config.game, config.env, config.seed, episodes=config.demonstration_episodes)
         demo.check(arrays, "the scripted episode", num_actions, longest)
         return arrays
     path = run.path / "demonstration.npz" if resumed else Path(wanted)

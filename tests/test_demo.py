@@ -261,3 +261,12 @@ def test_to_replay_keeps_every_step_and_ends_at_terminations_and_lost_lives(rewa
     assert np.array_equal(batch.action_BT[0].numpy(), arrays["action"])
     assert np.array_equal(batch.reward_BT[0].numpy(), arrays["reward"].astype(np.float32))
     assert batch.end_BT[0].nonzero().flatten().tolist() == [4, 9, 11]
+
+
+def test_several_episodes_are_recorded_one_after_the_other() -> None:
+    env = EnvConfig(frame_cap=200)
+    one, three = demo.record("Freeway", env, 1), demo.record("Freeway", env, 1, episodes=3)
+    n = len(one["action"])
+    assert len(three["action"]) == 3 * n
+    assert np.array_equal(three["obs"][:n], one["obs"])
+    assert not np.array_equal(three["action"][n : 2 * n], one["action"])
