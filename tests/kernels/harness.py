@@ -9,8 +9,6 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from storm_fast.kernels import backend
-
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -77,17 +75,6 @@ def assert_as_exact_as_eager(got: Tensor, exact: Tensor, eager: Tensor, floor: f
     if got.dtype != torch.float32:
         allowed += torch.finfo(got.dtype).eps * (exact.abs().amax().item() + floor)
     assert error <= allowed, f"error {error:.3g}, allowed {allowed:.3g}"
-
-
-@contextmanager
-def using(name: backend.Backend) -> Iterator[None]:
-    """Run the public functions on this backend."""
-    before = backend.chosen()
-    backend.use(name)
-    try:
-        yield
-    finally:
-        backend.use(before)
 
 
 def randn(*shape: int, seed: int, scale: float = 1.0) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from storm_fast.kernels import attention
 from storm_fast.kernels.attention import kernel, reference
+from storm_fast.kernels.backend import using
 from tests.kernels.harness import (
     DEVICE,
     DTYPES,
@@ -15,7 +16,6 @@ from tests.kernels.harness import (
     fenced,
     guarded,
     randn,
-    using,
 )
 
 OPS = torch.ops.storm_fast

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from storm_fast.imagine import Context, Uniforms, rollout
+from storm_fast.kernels.backend import using
 from storm_fast.replay import Batch
 from tests import networks
-from tests.kernels.harness import DEVICE, rand, using
+from tests.kernels.harness import DEVICE, rand
 
 
 def batch() -> Batch:

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from storm_fast.kernels import twohot
+from storm_fast.kernels.backend import using
 from storm_fast.kernels.twohot import kernel, reference
-from tests.kernels.harness import DEVICE, DTYPES, assert_as_exact_as_eager, fenced, guarded, randn, using
+from tests.kernels.harness import DEVICE, DTYPES, assert_as_exact_as_eager, fenced, guarded, randn
 
 BOUND = 20.0
 OPS = torch.ops.storm_fast
