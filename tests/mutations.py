@@ -61,6 +61,19 @@ FAULTS = {
         "to_prior, to_post = tl.load(grad_ptr) * share, tl.load(grad_ptr + 1) * share",
         "to_post, to_prior = tl.load(grad_ptr) * share, tl.load(grad_ptr + 1) * share",
     ),
+    "KL: a NaN hidden from the loss of a step": Fault(
+        "categorical",
+        "at_least_N = tl.maximum(kl_N, free_nats, propagate_nan=tl.PropagateNan.ALL)",
+        "at_least_N = tl.maximum(kl_N, free_nats)",
+    ),
+    "KL: a NaN hidden from the loss of a batch": Fault(
+        "categorical",
+        "free_mean = tl.maximum(mean, free_nats, propagate_nan=tl.PropagateNan.ALL)",
+        "free_mean = tl.maximum(mean, free_nats)",
+    ),
+    "two-hot: a NaN hidden from the target": Fault(
+        "twohot", "x = tl.maximum(x, low, propagate_nan=tl.PropagateNan.ALL)", "x = tl.maximum(x, low)"
+    ),
     "two-hot: next bin": Fault(
         "twohot",
         "is_lower_NV, is_upper_NV = v[None, :] == lower_N[:, None], v[None, :] == lower_N[:, None] + 1",
@@ -72,7 +85,9 @@ FAULTS = {
         "SPACING: tl.constexpr = 2 * BOUND / V\n    # Twice",
     ),
     "two-hot: weights not clamped": Fault(
-        "twohot", "upper_weight_N = tl.minimum(tl.maximum(upper_weight_N, 0.0), 1.0)\n", "pass\n"
+        "twohot",
+        "_clamp((y_N - _bin(lower_N, V, BOUND)) / SPACING, 0.0, 1.0)",
+        "(y_N - _bin(lower_N, V, BOUND)) / SPACING",
     ),
     "two-hot: sign of symlog lost": Fault("twohot", "tl.where(x < 0, -log, log)", "log"),
     "two-hot: masked logits count in the softmax": Fault(

@@ -189,6 +189,47 @@ def test_public_kl_stops_gradients_and_free_nats_as_the_reference_does(per: Lite
     assert (dynamics[1][1::2].abs().amax((-2, -1)) > 0).all()
 
 
+@NUMPY_WARNS
+@pytest.mark.parametrize("per", PERS)
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("side", [0, 1], ids=["posterior", "prior"])
+def test_kl_of_what_is_no_number_is_none_where_the_references_is(
+    side: int, bad: float, per: Literal["batch", "step"]
+) -> None:
+    leaves = [randn(6, 3, 5, seed=s) for s in (0, 1)]
+    leaves[side][2, 1, 3] = bad
+    leaves = [leaf.requires_grad_() for leaf in leaves]
+    found = []
+    for name in ("reference", "triton"):
+        with using(name):  # type: ignore[arg-type]
+            losses = categorical.kl_losses(*leaves, 0.01, 1.0, per)
+            grads = torch.autograd.grad(losses[0] + losses[1], leaves)
+        found.append([*(loss.detach() for loss in losses), *grads])
+    assert found[0][0].isnan()
+    for want, got in zip(*found, strict=True):
+        assert torch.equal(want.isnan(), got.isnan())
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-6, equal_nan=True)
+
+
+@NUMPY_WARNS
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_a_sample_of_what_is_no_number_is_none_where_the_references_is(bad: float, dtype: torch.dtype) -> None:
+    logits_NC, u_N, grad_NC = randn(5, 7, seed=0).to(dtype), rand(5, seed=1), randn(5, 7, seed=2).to(dtype)
+    logits_NC[3, 2] = bad
+    found = []
+    for name in ("reference", "triton"):
+        leaf_NC = logits_NC.clone().requires_grad_()
+        with using(name):  # type: ignore[arg-type]
+            sample_NC = categorical.sample(leaf_NC, u_N, 0.01)
+            found.append((sample_NC.detach(), categorical.draw(logits_NC, u_N, 0.01)))
+            found[-1] += torch.autograd.grad(sample_NC, leaf_NC, grad_NC)
+    assert found[0][0][3].isnan().all()
+    for want, got in zip(*found, strict=True):
+        assert torch.equal(want.isnan(), got.isnan())
+    assert torch.equal(found[0][1], found[1][1])
+
+
 def test_public_functions_keep_shapes_and_equal_the_reference() -> None:
     logits_BTGC, u_BTG = randn(2, 3, 5, 7, seed=0), rand(2, 3, 5, seed=1)
     weight_BTGC = randn(2, 3, 5, 7, seed=2)
