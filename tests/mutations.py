@@ -135,6 +135,9 @@ FAULTS = {
         "attention", "(dp_TS - delta_T[:, None]) * scale)", "(dp_TS - delta_T[:, None]))"
     ),
     "attention backward: later blocks skipped": Fault("attention", "if i >= mine:", "if i == mine:"),
+    "step: reads beyond the cache": Fault(
+        "attention", "((s < place) & (s < S_CACHE))[:, None]", "(s < place)[:, None]"
+    ),
     "prefill: values cached as keys": Fault(
         "attention", "tl.store(k_cache_ptr + cache_SK, k_SK", "tl.store(k_cache_ptr + cache_SK, v_SK"
     ),

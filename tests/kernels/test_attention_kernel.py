@@ -190,6 +190,18 @@ def test_each_sequence_steps_at_its_own_position() -> None:
     torch.testing.assert_close(found[1][0][2:3], one_1HK, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("place", [9, 100])
+def test_a_position_beyond_the_cache_reads_and_writes_nothing_outside_it(place: int) -> None:
+    B, H, S, K = 2, 1, 9, 16
+    k_BHSK, v_BHSK = fenced(randn(B, H, S, K, seed=1)), fenced(randn(B, H, S, K, seed=2))
+    before = k_BHSK.clone(), v_BHSK.clone()
+    # The last sequence's overrun meets the margin of NaN; the first one's would meet the second's keys.
+    got_BHK = kernel.step_fwd(randn(B, 3, H, K, seed=0), k_BHSK, v_BHSK, torch.full((B,), place, device=DEVICE))
+    assert got_BHK.isfinite().all()
+    assert torch.equal(k_BHSK, before[0])
+    assert torch.equal(v_BHSK, before[1])
+
+
 def test_public_functions_equal_the_reference() -> None:
     qkv_BT3HK, weight_BTHK = randn(2, 6, 3, 2, 8, seed=0), randn(2, 5, 2, 8, seed=1)
     found = []
@@ -260,6 +272,13 @@ def test_what_the_kernels_cannot_take_raises() -> None:
         attention.prefill(torch.zeros(1, 2, 3, 2, 8, device=DEVICE), cache, cache)
     with pytest.raises(ValueError, match="contiguous caches"):
         attention.prefill(torch.zeros(1, 2, 3, 1, 8, device=DEVICE), cache, cache.transpose(2, 3)[:, :, :4].mT)
+    for other in (cache.bfloat16(), cache.to("meta")):
+        with pytest.raises(ValueError, match="of its dtype and device"):
+            attention.prefill(torch.zeros(1, 2, 3, 1, 8, device=DEVICE), cache, other)
+        with pytest.raises(ValueError, match="of its dtype and device"):
+            attention.step(torch.zeros(1, 3, 1, 8, device=DEVICE), other, other, 0)
+    with pytest.raises(ValueError, match="want a cache of at least T 5 places; got 4"):
+        attention.prefill(torch.zeros(1, 5, 3, 1, 8, device=DEVICE), cache, cache)
     with pytest.raises(ValueError, match=r"want a position in \[0, 4\).*got 4"):
         attention.step(torch.zeros(1, 3, 1, 8, device=DEVICE), cache, cache, 4)
     with pytest.raises(ValueError, match=r"want positions \[B\]"):
