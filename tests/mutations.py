@@ -1,7 +1,8 @@
 """Faults made by hand in the kernels, each of which the tests must catch: `python tests/mutations.py [NAME ...]`.
 
 Each fault is put into a copy of the repository, where the tests of its operation run until the first failure. Exits
-with 1 if a fault survives, if the text that it replaces is not there exactly once, or if the tests fail without one.
+with 1 if a fault survives, if the tests do not end in time under it, if the text that it replaces is not there exactly
+once, or if the tests fail without one.
 """
 
 import os
@@ -11,7 +12,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -162,8 +163,11 @@ _LIMIT_S = 300
 TESTS = {"frames": "test_frames.py"}
 
 
-def fails(folder: Path, op: str) -> bool:
-    """Whether the tests of an operation fail there."""
+Outcome = Literal["passed", "failed", "timeout"]
+
+
+def outcome(folder: Path, op: str) -> Outcome:
+    """What the tests of an operation come to there; those that end in no time have neither passed nor failed."""
     tests = f"tests/kernels/{TESTS.get(op, f'test_{op}_kernel.py')}"
     # The contract with torch and compiling say nothing about values and take longest.
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", tests]
@@ -177,12 +181,12 @@ def fails(folder: Path, op: str) -> bool:
             command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=_LIMIT_S
         )
     except subprocess.TimeoutExpired:
-        return True
+        return "timeout"
     if done.returncode < 0:  # a write outside of all margins may end the process
-        return True
+        return "failed"
     if done.returncode not in (0, 1):
         raise RuntimeError(f"pytest did not run: {done.stdout[-2000:]}{done.stderr[-2000:]}")
-    return done.returncode == 1
+    return "failed" if done.returncode == 1 else "passed"
 
 
 def main(names: list[str]) -> int:
@@ -194,9 +198,9 @@ def main(names: list[str]) -> int:
         ignored = shutil.ignore_patterns(".git", ".venv", "runs", "__pycache__", ".*_cache", ".hypothesis")
         shutil.copytree(ROOT, folder, symlinks=True, ignore=ignored)
         for op in sorted({fault.op for fault in chosen.values()}):
-            if fails(folder, op):
+            if (found := outcome(folder, op)) != "passed":
                 bad.append(op)
-                print(f"BROKEN    {op}: its tests fail without a fault")
+                print(f"BROKEN    {op}: without a fault its tests end in {found!r}")
         for name, (op, right, wrong) in chosen.items():
             path = folder / "kernels" / op / "kernel.py"
             text = path.read_text()
@@ -205,7 +209,7 @@ def main(names: list[str]) -> int:
                 told = f"NOT MADE  ({text.count(right)} places)"
             else:
                 path.write_text(text.replace(right, wrong))
-                told = "caught" if fails(folder, op) else "SURVIVED"
+                told = {"failed": "caught", "passed": "SURVIVED", "timeout": "TIMEOUT"}[outcome(folder, op)]
                 path.write_text(text)
             bad += [name] if told != "caught" else []
             print(f"{told:9s} {name}  [{time.perf_counter() - started:.0f} s]", flush=True)
