@@ -353,12 +353,17 @@ def test_what_the_kernels_cannot_take_raises() -> None:
         attention.step_at(torch.zeros(1, 3, 1, 8, device=DEVICE), cache, cache, torch.zeros(2, device=DEVICE))
 
 
-@pytest.mark.gpu
-def test_at_full_size_bf16_and_tf32x3_stay_within_tolerance() -> None:
-    for dtype in DTYPES:
-        qkv_BT3HK, key = randn(16, 64, 3, 8, 64, seed=0).to(dtype), seed_tensor(7)
-        out_BTHK, _ = kernel.attend_fwd(qkv_BT3HK, key, 0.1)
-        kept = kernel.mask_fwd(key, 16, 8, 64, 0.1)
-        want = exact(qkv_BT3HK.double(), 0.1, kept)
-        size = sizes(qkv_BT3HK.double(), want, 0.1, kept, dtype)[0]
-        assert_as_exact_as_eager(out_BTHK, want, want, *size)
+@pytest.mark.gpu  # not yet run on a GPU
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_at_full_size_values_and_gradients_stay_within_tolerance(dtype: torch.dtype) -> None:
+    qkv_BT3HK, grad_BTHK = (randn(16, 64, *rest, 8, 64, seed=3).to(dtype) for rest in ((3,), ()))
+    key = seed_tensor(7)
+    out_BTHK, lse_BHT = kernel.attend_fwd(qkv_BT3HK, key, 0.1)
+    got_BT3HK = kernel.attend_bwd(grad_BTHK, qkv_BT3HK, key, out_BTHK, lse_BHT, 0.1)
+    kept_BHTT = kernel.mask_fwd(key, 16, 8, 64, 0.1)
+    leaf = qkv_BT3HK.double().requires_grad_()
+    exact_BTHK = exact(leaf, 0.1, kept_BHTT)
+    (exact_BT3HK,) = torch.autograd.grad(exact_BTHK, leaf, grad_BTHK.double())
+    results = zip((out_BTHK, *got_BT3HK.unbind(2)), (exact_BTHK.detach(), *exact_BT3HK.unbind(2)), strict=True)
+    for (got, want), size in zip(results, sizes(leaf.detach(), grad_BTHK.double(), 0.1, kept_BHTT, dtype), strict=True):
+        assert_as_exact_as_eager(got, want, want, *size)
