@@ -1,16 +1,20 @@
 """The parts of one training step at full size (preset `storm`, 18 actions): `pytest bench/ --benchmark-only`.
 
-Cases are named <phase>-<form>. Forms now: `reference`, the eager step. A CPU runs three rounds of each.
+Cases are named <form>-<phase>: the eager step on the references and, on a GPU, on the kernels. A CPU runs three rounds
+of each.
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any, Literal
 
 import pytest
 import torch
 
+from bench.forms import FORMS
 from storm_fast import build, learn
 from storm_fast.config import preset
+from storm_fast.kernels import backend
 from storm_fast.optimizer import Optimizer
 from storm_fast.policy import Policy
 from storm_fast.precision import choose
@@ -23,8 +27,9 @@ ACTIONS = 18
 class Step:
     """Everything a step touches, and each phase as a call."""
 
-    def __init__(self) -> None:
-        self.config, self.precision = preset("storm"), choose("auto", "auto")
+    def __init__(self, form: Literal["reference", "triton"]) -> None:
+        self.config, self.precision = replace(preset("storm"), kernels=form), choose("auto", "auto")
+        build.prepare(self.config, self.precision)
         device = self.precision.device
         self.world_model, self.agent = build.networks(self.config, ACTIONS, self.precision)
         m, a = self.config.model, self.config.agent
@@ -74,9 +79,10 @@ class Step:
         self.update()
 
 
-@pytest.fixture(scope="module")
-def step() -> Step:
-    return Step()
+@pytest.fixture(scope="module", params=[form for form in FORMS if form != "compiled"])
+def step(request: pytest.FixtureRequest) -> Iterator[Step]:
+    with backend.using(backend.chosen()):
+        yield Step(request.param)
 
 
 PHASES: dict[str, Callable[[Step], object]] = {
@@ -89,7 +95,7 @@ PHASES: dict[str, Callable[[Step], object]] = {
 }
 
 
-@pytest.mark.parametrize("phase", list(PHASES), ids=[f"{name}-reference" for name in PHASES])
+@pytest.mark.parametrize("phase", PHASES)
 def bench_step(benchmark: Any, step: Step, phase: str) -> None:
     rounds = 20 if step.precision.device.type == "cuda" or phase in ("act", "append") else 3
     benchmark.extra_info["device"] = str(step.precision)

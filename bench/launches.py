@@ -1,9 +1,20 @@
-"""How many launches a call takes in eager PyTorch: its ATen calls that are neither views nor allocations."""
+"""How many launches a call takes: `python -m bench.launches` prints the columns of the tables in kernels/README.md.
 
-from collections.abc import Callable
+Of the references, the ATen calls that are neither views nor allocations; of the kernels, the launches of Triton.
+Neither depends on the sizes, except that the reference of the lambda-return loops over its horizon of 16.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
+import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from storm_fast.kernels import attention, backend, categorical, frames, lambda_return, twohot
 
 _FREE = {"empty", "empty_like", "new_empty", "detach", "_unsafe_view", "set_", "alias"}
 
@@ -15,7 +26,7 @@ class _Counter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         del types
-        if not func.is_view and func.__name__.split(".")[0] not in _FREE:
+        if not func.is_view and func.namespace == "aten" and func.__name__.split(".")[0] not in _FREE:
             self.launches += 1
         return func(*args, **(kwargs or {}))
 
@@ -25,3 +36,89 @@ def count(call: Callable[[], object]) -> int:
     with _Counter() as counter:
         call()
     return counter.launches
+
+
+@contextmanager
+def _recorded(names: list[str]) -> Iterator[None]:
+    """Triton's launches in the block, by name; none of them runs."""
+    from triton.runtime.jit import JITFunction
+
+    def record(self: Any, *_: Any, **__: Any) -> None:
+        names.append(self.__name__)
+
+    with mock.patch.object(JITFunction, "run", record):
+        yield
+
+
+def _counts(call: Callable[[], object]) -> tuple[int, int]:
+    """Launches of the reference and of the kernels."""
+    with backend.using("reference"):
+        eager = count(call)
+    names: list[str] = []
+    with backend.using("triton"), _recorded(names):
+        call()
+    return eager, len(names)
+
+
+def _bf16(*shape: int) -> Tensor:
+    return torch.zeros(shape, dtype=torch.bfloat16)
+
+
+def _differentiable(forward: Callable[[Tensor], Tensor], x: Tensor) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Counts of the forward pass, and of the backward pass alone."""
+    x.requires_grad_()
+    shape = forward(x.detach())
+    grad = torch.ones_like(shape)
+    there = _counts(lambda: forward(x))
+    both = _counts(lambda: torch.autograd.grad(forward(x), x, grad))
+    return there, (both[0] - there[0], both[1] - there[1])
+
+
+def tables() -> dict[str, tuple[int, int]]:
+    """Launches of the reference and of the kernels, by operation."""
+    logits_NC, u_N = _bf16(8, 32), torch.zeros(8)
+    logits_NV, x_N = _bf16(8, 255), torch.zeros(8)
+    post_BTGC, prior_BTGC = (_bf16(2, 3, 4, 32).requires_grad_() for _ in range(2))
+    reward_BT, value_BS = torch.zeros(4, 16), torch.zeros(4, 17)
+    qkv_BT3HK, k_BHSK, v_BHSK = _bf16(2, 8, 3, 8, 64), _bf16(2, 8, 24, 64), _bf16(2, 8, 24, 64)
+    obs_NYXP, index_N = torch.zeros(3, 64, 64, 3, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64)
+    found = {"draw": _counts(lambda: categorical.draw(logits_NC, u_N, 0.01))}
+    found["sample"], found["sample, backward"] = _differentiable(
+        lambda x: categorical.sample(x, u_N, 0.01), logits_NC.clone()
+    )
+
+    def kl() -> tuple[Tensor, ...]:
+        return categorical.kl_losses(post_BTGC, prior_BTGC, 0.01, 1.0, "batch")
+
+    there = _counts(kl)
+    ones = torch.ones(()), torch.ones(())
+    both = _counts(lambda: torch.autograd.grad(kl()[:2], (post_BTGC, prior_BTGC), ones))
+    found["KL losses"], found["KL losses, backward"] = there, (both[0] - there[0], both[1] - there[1])
+    found["loss"], found["loss, backward"] = _differentiable(lambda x: twohot.loss(x, x_N), logits_NV.clone())
+    found["encode"] = _counts(lambda: twohot.encode(x_N, 255))
+    found["decode"] = _counts(lambda: twohot.decode(logits_NV))
+    found["lambda-return"] = _counts(
+        lambda: lambda_return.lambda_return(reward_BT, reward_BT, value_BS, 0.985, 0.95, "current")
+    )
+    found["reach weights"] = _counts(lambda: lambda_return.reach_weights(reward_BT, 0.985))
+    found["attention"], found["attention, backward"] = _differentiable(
+        lambda x: attention.attend(x, 0.1), qkv_BT3HK.clone()
+    )
+    found["prefill"] = _counts(lambda: attention.prefill(qkv_BT3HK, k_BHSK, v_BHSK))
+    found["step"] = _counts(lambda: attention.step(qkv_BT3HK[:, 0], k_BHSK, v_BHSK, 8))
+    for name, index in (("normalise", None), ("gather and normalise", index_N)):
+
+        def image(index_N: Tensor | None = index) -> Tensor:
+            last = torch.channels_last
+            if index_N is None:
+                return frames.normalise(obs_NYXP, None, torch.bfloat16, last)
+            return frames.gather(obs_NYXP, index_N, None, torch.bfloat16, last)
+
+        found[name] = _counts(image)
+    return found
+
+
+if __name__ == "__main__":
+    sys.stdout.write("| | eager launches | kernel launches |\n|---|---|---|\n")
+    for operation, (eager, kernels) in tables().items():
+        sys.stdout.write(f"| {operation} | {eager} | {kernels} |\n")

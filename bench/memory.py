@@ -51,6 +51,7 @@ def measure(phase: str) -> dict[str, float | str]:
         assert len(replay) == 100_000
         return _report(phase, before, started, precision.dtype)
     replay = _filled(200)
+    build.prepare(config, precision)
     world_model, agent = build.networks(config, ACTIONS, precision)
     optimizers = {
         "model": Optimizer(world_model, config.model.model_lr, 1e-8, config.model.model_clip),

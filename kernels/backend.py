@@ -1,7 +1,8 @@
 """Which implementation the public functions of every op run: the PyTorch references or the Triton kernels."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -31,6 +32,17 @@ def use(backend: Backend) -> None:
 def chosen() -> Backend:
     """What `use` was last told; `auto` before."""
     return _chosen
+
+
+@contextmanager
+def using(backend: Backend) -> Iterator[None]:
+    """`use` for the length of a block."""
+    before = _chosen
+    use(backend)
+    try:
+        yield
+    finally:
+        use(before)
 
 
 def is_triton(x: Tensor) -> bool:

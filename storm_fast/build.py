@@ -1,4 +1,4 @@
-"""The networks of a configuration, and their weights under the names a checkpoint uses."""
+"""The process and the networks of a configuration, and their weights under the names a checkpoint uses."""
 
 import importlib.util
 from typing import Literal
@@ -15,17 +15,20 @@ from storm_fast.precision import Precision
 from storm_fast.world_model import FRAME, WorldModel
 
 
-def networks(config: Config, num_actions: int, precision: Precision) -> tuple[WorldModel, Agent]:
-    """World model and agent on the training device, initialised from the seed.
+def prepare(config: Config, precision: Precision) -> None:
+    """Set the process up: the kernels and the CPU threads named and, on a CPU, an allocator that keeps its pages.
 
-    Sets the process up for them: the kernels and the CPU threads named and, on a CPU, an allocator that keeps its
-    pages.
+    For what trains or plays with a configuration, once, before it builds its networks.
     """
     backend.use(resolve_kernels(config.kernels, precision.device))
     if precision.device.type == "cpu":
         keep_pages()
     if config.threads:
         torch.set_num_threads(config.threads)
+
+
+def networks(config: Config, num_actions: int, precision: Precision) -> tuple[WorldModel, Agent]:
+    """World model and agent on the training device, initialised from the seed."""
     torch.manual_seed(config.seed)
     c = config.model
     features = {

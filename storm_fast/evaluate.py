@@ -93,6 +93,7 @@ def play(
 def evaluate(run: Run, step: int, command: Command) -> dict[str, Any]:
     """Play one checkpoint's episodes; the result, as written to eval/<step>.json."""
     config, precision = run.config, choose(command.device, command.precision)
+    build.prepare(config, precision)
     weights = run.load_weights(step)
     collector = open_collector(config.game, replace(config.env, num_envs=command.num_envs))
     world_model, agent = build.networks(config, collector.num_actions, precision)

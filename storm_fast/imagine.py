@@ -17,18 +17,20 @@ class Context(NamedTuple):
 
 
 class Uniforms(NamedTuple):
-    """Every uniform draw of one rollout, float32 in [0, 1)."""
+    """Every uniform draw of one rollout, float32 in [0, 1); time comes first, so that a step's draws are dense."""
 
     start_BG: Tensor
-    action_BT: Tensor
-    prior_BTG: Tensor
+    action_TB: Tensor
+    prior_TBG: Tensor
 
 
 def draw_uniforms(B: int, T: int, G: int, generator: torch.Generator, device: torch.device) -> Uniforms:
     """All draws of a rollout of T steps in one call of the generator."""
     u_BN = torch.rand(B, G + T + T * G, generator=generator, device=device)
     start_BG, action_BT, prior_BN = u_BN.split([G, T, T * G], dim=1)
-    return Uniforms(start_BG, action_BT, prior_BN.unflatten(1, (T, G)))
+    # Three copies here; strided views would cost a kernel's launcher one copy for each draw of each step.
+    prior_TBG = prior_BN.unflatten(1, (T, G)).transpose(0, 1).contiguous()
+    return Uniforms(start_BG.contiguous(), action_BT.T.contiguous(), prior_TBG)
 
 
 def agent_state(world_model: WorldModel, agent: Agent, z_NZ: Tensor, h_ND: Tensor) -> Tensor:
@@ -60,17 +62,17 @@ def rollout(world_model: WorldModel, agent: Agent, context: Context, u: Uniforms
     Returns:
         Trajectory of T + 1 states and T actions, rewards and ends.
     """
-    C, T = context.action_BC.shape[1], u.action_BT.shape[1]
+    C, T = context.action_BC.shape[1], u.action_TB.shape[0]
     cache = world_model.transformer.new_cache(context.action_BC.shape[0], C + T)
     h_BD = world_model.transformer.prefill(context.z_BCZ, context.action_BC, cache)[:, -1]
     z_BZ = world_model.predict(h_BD, u.start_BG)
     states, actions, rewards, ends = [agent_state(world_model, agent, z_BZ, h_BD)], [], [], []
     for t in range(T):
-        action_B = agent.act(states[-1], u.action_BT[:, t])
+        action_B = agent.act(states[-1], u.action_TB[t])
         h_BD = world_model.transformer.step(z_BZ, action_B, cache, C + t)
         actions.append(action_B)
         rewards.append(world_model.reward(z_BZ, h_BD))
         ends.append(agent.end(world_model.end_logit(z_BZ, h_BD)))
-        z_BZ = world_model.predict(h_BD, u.prior_BTG[:, t])
+        z_BZ = world_model.predict(h_BD, u.prior_TBG[t])
         states.append(agent_state(world_model, agent, z_BZ, h_BD))
     return Trajectory(torch.stack(states, 1), torch.stack(actions, 1), torch.stack(rewards, 1), torch.stack(ends, 1))

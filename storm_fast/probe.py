@@ -56,7 +56,7 @@ def imagined_reward(
     context = learn.encode_context(world_model, shown, generator, precision)
     u = draw_uniforms(B, S - C, world_model.config.latents, generator, precision.device)
     with precision.autocast():
-        return _replayed(world_model, context, windows.action_BT[:, C:], u.start_BG, u.prior_BTG).cpu().numpy()
+        return _replayed(world_model, context, windows.action_BT[:, C:], u.start_BG, u.prior_TBG).cpu().numpy()
 
 
 def _replayed(
@@ -64,7 +64,7 @@ def _replayed(
     context: Context,
     action_BT: torch.Tensor,
     u_start_BG: torch.Tensor,
-    u_prior_BTG: torch.Tensor,
+    u_prior_TBG: torch.Tensor,
 ) -> torch.Tensor:
     """Imagine under given actions; the sum of rewards, float64 [B]."""
     B, C = context.action_BC.shape
@@ -75,7 +75,7 @@ def _replayed(
     for t, action_B in enumerate(action_BT.unbind(1)):
         h_BD = world_model.transformer.step(z_BZ, action_B, cache, C + t)
         total_B += world_model.reward(z_BZ, h_BD)
-        z_BZ = world_model.predict(h_BD, u_prior_BTG[:, t])
+        z_BZ = world_model.predict(h_BD, u_prior_TBG[t])
     return total_B
 
 

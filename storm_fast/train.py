@@ -97,6 +97,7 @@ def train(run: Run, resumed: bool) -> bool:
     """The whole of training, from the first random action to the last checkpoint; whether it got there."""
     config, loop = run.config, run.config.loop
     precision = choose(config.device, config.precision)
+    build.prepare(config, precision)
     trajectory = _demonstration(run, resumed)
     demonstration = demo.to_replay(trajectory, precision.device) if trajectory is not None else None
     t = _build(config, precision)

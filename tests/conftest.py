@@ -1,8 +1,12 @@
 """Settings of every test: repeatable hypothesis examples, and no GPU tests where there is no GPU."""
 
+from collections.abc import Iterator
+
 import hypothesis
 import pytest
 import torch
+
+from storm_fast.kernels import backend
 
 hypothesis.settings.register_profile("storm_fast", derandomize=True, deadline=None, max_examples=20)
 hypothesis.settings.register_profile(
@@ -11,6 +15,13 @@ hypothesis.settings.register_profile(
     phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],
 )
 hypothesis.settings.load_profile("storm_fast")
+
+
+@pytest.fixture(autouse=True)
+def _kernels_as_before() -> Iterator[None]:
+    """The choice of kernels holds for the process, so a test that makes one must not make it for the next."""
+    with backend.using(backend.chosen()):
+        yield
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

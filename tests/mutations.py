@@ -1,7 +1,8 @@
 """Faults made by hand in the kernels, each of which the tests must catch: `python tests/mutations.py [NAME ...]`.
 
 Each fault is put into a copy of the repository, where the tests of its operation run until the first failure. Exits
-with 1 if a fault survives, if the text that it replaces is not there exactly once, or if the tests fail without one.
+with 1 if a fault survives, if the tests do not end in time under it, if the text that it replaces is not there exactly
+once, or if the tests fail without one.
 """
 
 import os
@@ -11,7 +12,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -61,6 +62,19 @@ FAULTS = {
         "to_prior, to_post = tl.load(grad_ptr) * share, tl.load(grad_ptr + 1) * share",
         "to_post, to_prior = tl.load(grad_ptr) * share, tl.load(grad_ptr + 1) * share",
     ),
+    "KL: a NaN hidden from the loss of a step": Fault(
+        "categorical",
+        "at_least_N = tl.maximum(kl_N, free_nats, propagate_nan=tl.PropagateNan.ALL)",
+        "at_least_N = tl.maximum(kl_N, free_nats)",
+    ),
+    "KL: a NaN hidden from the loss of a batch": Fault(
+        "categorical",
+        "free_mean = tl.maximum(mean, free_nats, propagate_nan=tl.PropagateNan.ALL)",
+        "free_mean = tl.maximum(mean, free_nats)",
+    ),
+    "two-hot: a NaN hidden from the target": Fault(
+        "twohot", "x = tl.maximum(x, low, propagate_nan=tl.PropagateNan.ALL)", "x = tl.maximum(x, low)"
+    ),
     "two-hot: next bin": Fault(
         "twohot",
         "is_lower_NV, is_upper_NV = v[None, :] == lower_N[:, None], v[None, :] == lower_N[:, None] + 1",
@@ -72,7 +86,9 @@ FAULTS = {
         "SPACING: tl.constexpr = 2 * BOUND / V\n    # Twice",
     ),
     "two-hot: weights not clamped": Fault(
-        "twohot", "upper_weight_N = tl.minimum(tl.maximum(upper_weight_N, 0.0), 1.0)\n", "pass\n"
+        "twohot",
+        "_clamp((y_N - _bin(lower_N, V, BOUND)) / SPACING, 0.0, 1.0)",
+        "(y_N - _bin(lower_N, V, BOUND)) / SPACING",
     ),
     "two-hot: sign of symlog lost": Fault("twohot", "tl.where(x < 0, -log, log)", "log"),
     "two-hot: masked logits count in the softmax": Fault(
@@ -120,6 +136,9 @@ FAULTS = {
         "attention", "(dp_TS - delta_T[:, None]) * scale)", "(dp_TS - delta_T[:, None]))"
     ),
     "attention backward: later blocks skipped": Fault("attention", "if i >= mine:", "if i == mine:"),
+    "step: reads beyond the cache": Fault(
+        "attention", "((s < place) & (s < S_CACHE))[:, None]", "(s < place)[:, None]"
+    ),
     "prefill: values cached as keys": Fault(
         "attention", "tl.store(k_cache_ptr + cache_SK, k_SK", "tl.store(k_cache_ptr + cache_SK, v_SK"
     ),
@@ -144,8 +163,11 @@ _LIMIT_S = 300
 TESTS = {"frames": "test_frames.py"}
 
 
-def fails(folder: Path, op: str) -> bool:
-    """Whether the tests of an operation fail there."""
+Outcome = Literal["passed", "failed", "timeout"]
+
+
+def outcome(folder: Path, op: str) -> Outcome:
+    """What the tests of an operation come to there; those that end in no time have neither passed nor failed."""
     tests = f"tests/kernels/{TESTS.get(op, f'test_{op}_kernel.py')}"
     # The contract with torch and compiling say nothing about values and take longest.
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", tests]
@@ -159,12 +181,12 @@ def fails(folder: Path, op: str) -> bool:
             command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=_LIMIT_S
         )
     except subprocess.TimeoutExpired:
-        return True
+        return "timeout"
     if done.returncode < 0:  # a write outside of all margins may end the process
-        return True
+        return "failed"
     if done.returncode not in (0, 1):
         raise RuntimeError(f"pytest did not run: {done.stdout[-2000:]}{done.stderr[-2000:]}")
-    return done.returncode == 1
+    return "failed" if done.returncode == 1 else "passed"
 
 
 def main(names: list[str]) -> int:
@@ -176,9 +198,9 @@ def main(names: list[str]) -> int:
         ignored = shutil.ignore_patterns(".git", ".venv", "runs", "__pycache__", ".*_cache", ".hypothesis")
         shutil.copytree(ROOT, folder, symlinks=True, ignore=ignored)
         for op in sorted({fault.op for fault in chosen.values()}):
-            if fails(folder, op):
+            if (found := outcome(folder, op)) != "passed":
                 bad.append(op)
-                print(f"BROKEN    {op}: its tests fail without a fault")
+                print(f"BROKEN    {op}: without a fault its tests end in {found!r}")
         for name, (op, right, wrong) in chosen.items():
             path = folder / "kernels" / op / "kernel.py"
             text = path.read_text()
@@ -187,7 +209,7 @@ def main(names: list[str]) -> int:
                 told = f"NOT MADE  ({text.count(right)} places)"
             else:
                 path.write_text(text.replace(right, wrong))
-                told = "caught" if fails(folder, op) else "SURVIVED"
+                told = {"failed": "caught", "passed": "SURVIVED", "timeout": "TIMEOUT"}[outcome(folder, op)]
                 path.write_text(text)
             bad += [name] if told != "caught" else []
             print(f"{told:9s} {name}  [{time.perf_counter() - started:.0f} s]", flush=True)

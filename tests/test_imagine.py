@@ -31,14 +31,27 @@ def test_trajectory_equals_full_passes_without_a_cache() -> None:
         for t in range(T):
             state_BF = torch.cat([z_BZ, h_BD], -1)
             torch.testing.assert_close(got.state_BSF[:, t], state_BF, rtol=1e-4, atol=1e-5)
-            action_B = categorical.draw(agent.actor(state_BF), u.action_BT[:, t])
+            action_B = categorical.draw(agent.actor(state_BF), u.action_TB[t])
             assert torch.equal(got.action_BT[:, t], action_B)
             z_BTZ, action_BT = torch.cat([z_BTZ, z_BZ[:, None]], 1), torch.cat([action_BT, action_B[:, None]], 1)
             h_BD = model.transformer(z_BTZ, action_BT)[:, -1]
             torch.testing.assert_close(got.reward_BT[:, t], model.reward(z_BZ, h_BD), rtol=1e-3, atol=1e-5)
             assert torch.equal(got.end_BT[:, t], (model.end_logit(z_BZ, h_BD) > 0).float())
-            z_BZ = model.predict(h_BD, u.prior_BTG[:, t])
+            z_BZ = model.predict(h_BD, u.prior_TBG[t])
     assert got.state_BSF.shape == (6, T + 1, Z + D)
+
+
+def test_draws_of_each_step_are_dense_and_those_of_one_call_of_the_generator() -> None:
+    B, T = 3, 5
+    u = draw_uniforms(B, T, G, torch.Generator().manual_seed(0), torch.device("cpu"))
+    u_BN = torch.rand(B, G + T + T * G, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(u.start_BG, u_BN[:, :G])
+    for t in range(T):
+        assert torch.equal(u.action_TB[t], u_BN[:, G + t])
+        assert torch.equal(u.prior_TBG[t], u_BN[:, G + T + t * G :][:, :G])
+        assert u.action_TB[t].is_contiguous()
+        assert u.prior_TBG[t].is_contiguous()
+    assert u.start_BG.is_contiguous()
 
 
 def test_imagined_end_is_hard_or_a_probability() -> None:

@@ -222,7 +222,8 @@ def _step_fwd(
     tl.store(k_cache_ptr + cache + place * K + kk, k_K.to(k_cache_ptr.dtype.element_ty), mask=is_new_K)
     tl.store(v_cache_ptr + cache + place * K + kk, v_K.to(v_cache_ptr.dtype.element_ty), mask=is_new_K)
     # What was just stored is taken from registers: no fence, and no read of a place that others may not have written.
-    is_old_SK = (s < place)[:, None] & (kk < K)[None, :]
+    # A position beyond the cache is the caller's error; it must not become a read beyond the cache.
+    is_old_SK = ((s < place) & (s < S_CACHE))[:, None] & (kk < K)[None, :]
     old_SK = cache + s[:, None] * K + kk[None, :]
     k_SK = tl.load(k_cache_ptr + old_SK, mask=is_old_SK, other=0.0).to(tl.float32)
     v_SK = tl.load(v_cache_ptr + old_SK, mask=is_old_SK, other=0.0).to(tl.float32)

@@ -106,9 +106,13 @@ def _check_cache(qkv_N3HK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor) -> None:
     B, H, K = qkv_N3HK.shape[0], *qkv_N3HK.shape[-2:]
     S = k_BHSK.shape[2]
     is_fit = k_BHSK.shape == v_BHSK.shape == (B, H, S, K) and k_BHSK.is_contiguous() and v_BHSK.is_contiguous()
-    if not is_fit:
-        got = f"{tuple(qkv_N3HK.shape)}, {tuple(k_BHSK.shape)}, {tuple(v_BHSK.shape)}"
-        raise ValueError(f"want qkv [B, ..., 3, H, K] and contiguous caches [B, H, S, K]; got {got}")
+    # Cached keys of another dtype would be rounded once more than those of a full pass.
+    is_alike = all((x.dtype, x.device) == (qkv_N3HK.dtype, qkv_N3HK.device) for x in (k_BHSK, v_BHSK))
+    if not is_fit or not is_alike:
+        got = "; ".join(f"{tuple(x.shape)} {x.dtype} {x.device}" for x in (qkv_N3HK, k_BHSK, v_BHSK))
+        raise ValueError(
+            f"want qkv [B, ..., 3, H, K] and contiguous caches [B, H, S, K] of its dtype and device; got {got}"
+        )
 
 
 def attend(qkv_BT3HK: Tensor, dropout: float = 0.0) -> Tensor:
@@ -141,12 +145,15 @@ def prefill(qkv_BT3HK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor) -> Tensor:
     """`attend` without dropout, which also fills the cache's first T places; see `reference.prefill`. No gradient.
 
     Raises:
-        ValueError: on Triton, where T or K exceeds `LONGEST` or the cache is not contiguous [B, H, S, K].
+        ValueError: on Triton, where T or K exceeds `LONGEST` or T the cache, or where the cache is not contiguous
+            [B, H, S, K] of the dtype and device of ``qkv``.
     """
     if not backend.is_triton(qkv_BT3HK):
         return reference.prefill(qkv_BT3HK, k_BHSK, v_BHSK)
     _check_size(qkv_BT3HK.shape[1], qkv_BT3HK.shape[-1])
     _check_cache(qkv_BT3HK, k_BHSK, v_BHSK)
+    if qkv_BT3HK.shape[1] > k_BHSK.shape[2]:
+        raise ValueError(f"want a cache of at least T {qkv_BT3HK.shape[1]} places; got {k_BHSK.shape[2]}")
     out_BTHK: Tensor = torch.ops.storm_fast.attention_prefill(qkv_BT3HK.detach(), k_BHSK, v_BHSK)
     return out_BTHK
 

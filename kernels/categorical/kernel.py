@@ -45,7 +45,8 @@ def _sample_fwd(
     index_N = tl.sum(is_passed_NC.to(tl.int32), 1)
     tl.store(index_ptr + n, index_N.to(tl.int64), mask=is_row_N)
     if ONEHOT:
-        onehot_NC = (c[None, :] == index_N[:, None]).to(tl.float32)
+        # No class can be drawn where a probability is no number: the sample is none either.
+        onehot_NC = tl.where(p_NC == p_NC, (c[None, :] == index_N[:, None]).to(tl.float32), float("nan"))
         is_kept_NC = is_row_N[:, None] & (c < C)[None, :]
         tl.store(onehot_ptr + offset_NC, onehot_NC.to(onehot_ptr.dtype.element_ty), mask=is_kept_NC)
 
@@ -114,9 +115,12 @@ def _kl_reduce(kl_ptr, out_ptr, N, free_nats, PER_STEP: tl.constexpr, BLOCKS: tl
         is_row_N = i * BLOCK_N + n < N
         kl_N = tl.load(kl_ptr + i * BLOCK_N + n, mask=is_row_N, other=0.0)
         sum_N += kl_N
-        free_N += tl.where(is_row_N, tl.maximum(kl_N, free_nats), 0.0)
+        # A KL that is no number must show in the loss, as in the reference; a plain maximum would hide it.
+        at_least_N = tl.maximum(kl_N, free_nats, propagate_nan=tl.PropagateNan.ALL)
+        free_N += tl.where(is_row_N, at_least_N, 0.0)
     mean = tl.sum(sum_N, 0) / N
-    loss = tl.sum(free_N, 0) / N if PER_STEP else tl.maximum(mean, free_nats)
+    free_mean = tl.maximum(mean, free_nats, propagate_nan=tl.PropagateNan.ALL)
+    loss = tl.sum(free_N, 0) / N if PER_STEP else free_mean
     tl.store(out_ptr, loss)
     tl.store(out_ptr + 1, loss)
     tl.store(out_ptr + 2, mean)

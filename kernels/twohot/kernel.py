@@ -41,15 +41,23 @@ def _bin(v, V: tl.constexpr, BOUND: tl.constexpr):
 
 
 @triton.jit
+def _clamp(x, low, high):
+    """x within [low, high]; a NaN stays one, where a plain minimum would hide it."""
+    x = tl.maximum(x, low, propagate_nan=tl.PropagateNan.ALL)
+    return tl.minimum(x, high, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
 def _encode(x_N, v, V: tl.constexpr, BOUND: tl.constexpr):
     """Two-hot rows [N, V] of symlog(x): the weights of the two bins around it, clamped to the outermost."""
     SPACING: tl.constexpr = 2 * BOUND / (V - 1)
     # Twice the bound, so that the weight of a value beyond the bins is clamped to exactly 1; an infinity is no integer.
-    y_N = tl.minimum(tl.maximum(_symlog(x_N), -2 * BOUND), 2 * BOUND)
-    # Rounding may put y just outside its interval; the weight is then 0 or 1 to within the same rounding.
-    lower_N = tl.minimum(tl.maximum(((y_N + BOUND) / SPACING).to(tl.int32), 0), V - 2)
-    upper_weight_N = (y_N - _bin(lower_N, V, BOUND)) / SPACING
-    upper_weight_N = tl.minimum(tl.maximum(upper_weight_N, 0.0), 1.0)
+    y_N = _clamp(_symlog(x_N), -2 * BOUND, 2 * BOUND)
+    # Rounding may put y just outside its interval; the weight is then 0 or 1 to within the same rounding. A NaN has no
+    # integer: it goes to the last two bins, as in the reference, and stays in their weights.
+    place_N = tl.where(y_N == y_N, (y_N + BOUND) / SPACING, V - 2.0)
+    lower_N = tl.minimum(tl.maximum(place_N.to(tl.int32), 0), V - 2)
+    upper_weight_N = _clamp((y_N - _bin(lower_N, V, BOUND)) / SPACING, 0.0, 1.0)
     is_lower_NV, is_upper_NV = v[None, :] == lower_N[:, None], v[None, :] == lower_N[:, None] + 1
     return tl.where(is_upper_NV, upper_weight_N[:, None], tl.where(is_lower_NV, 1.0 - upper_weight_N[:, None], 0.0))
 
@@ -103,10 +111,13 @@ def _loss_bwd(
     v = tl.arange(0, BLOCK_V)
     is_row_N, offset_NV = n < N, n[:, None] * V + v[None, :]
     logit_NV = _load_logits(logits_ptr, offset_NV, is_row_N, v, V)
-    p_NV = _encode(tl.load(target_ptr + n, mask=is_row_N, other=0.0).to(tl.float32), v, V, BOUND)
+    target_N = tl.load(target_ptr + n, mask=is_row_N, other=0.0).to(tl.float32)
+    p_NV = _encode(target_N, v, V, BOUND)
     lse_N = tl.load(lse_ptr + n, mask=is_row_N, other=0.0)
     grad_N = tl.load(grad_ptr + n, mask=is_row_N, other=0.0)
     out_NV = grad_N[:, None] * (tl.exp(logit_NV - lse_N[:, None]) - p_NV)
+    # A target that is no number has no gradient in any bin, though its weights lie in two.
+    out_NV = tl.where((target_N == target_N)[:, None], out_NV, float("nan"))
     is_kept_NV = is_row_N[:, None] & (v < V)[None, :]
     tl.store(out_ptr + offset_NV, out_NV.to(out_ptr.dtype.element_ty), mask=is_kept_NV)
 

@@ -211,9 +211,11 @@ def _imagined(golden: Golden) -> Trajectory:
     model, agent = golden.world_model().eval(), golden.agent().eval()
     with torch.no_grad():
         z_BCZ = model.encode(golden.tensor("im_obs"), golden.tensor("im_uniform_context_posterior"))
-    draws = (golden.tensor(f"im_uniform_{name}") for name in ("start_prior", "action", "prior"))
+    start_BG, action_BT, prior_BTG = (
+        golden.tensor(f"im_uniform_{name}") for name in ("start_prior", "action", "prior")
+    )
     context = Context(z_BCZ, golden.tensor("im_action_context", torch.int64))
-    return rollout(model, agent, context, Uniforms(*draws))
+    return rollout(model, agent, context, Uniforms(start_BG, action_BT.T, prior_BTG.transpose(0, 1)))
 
 
 def check_agent_update(golden: Golden, wide_returns: bool) -> Iterator[Line]:

@@ -23,7 +23,5 @@ from storm_fast.kernels import backend
 @pytest.fixture
 def triton() -> Iterator[None]:
     """The public functions run the kernels, on a CPU too."""
-    before = backend.chosen()
-    backend.use("triton")
-    yield
-    backend.use(before)
+    with backend.using("triton"):
+        yield

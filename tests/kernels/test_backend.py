@@ -8,8 +8,11 @@ import torch
 
 from storm_fast import build
 from storm_fast.kernels import backend, categorical
+from storm_fast.kernels.backend import using
 from storm_fast.kernels.categorical import reference
-from tests.kernels.harness import using
+from storm_fast.precision import choose
+from tests.kernels.harness import DEVICE
+from tests.small import small_config
 
 
 @pytest.mark.parametrize(
@@ -32,8 +35,29 @@ def test_the_choice_decides_which_code_runs(monkeypatch: pytest.MonkeyPatch) -> 
     for name in ("reference", "auto", "triton"):
         with using(name):  # type: ignore[arg-type]
             assert backend.chosen() == name
-            categorical.draw(torch.zeros(1, 3), torch.zeros(1))
-    assert called == ["reference", "reference"]
+            categorical.draw(torch.zeros(1, 3, device=DEVICE), torch.zeros(1, device=DEVICE))
+    assert called == (["reference"] if DEVICE == "cuda" else ["reference", "reference"])
+
+
+def test_a_choice_lasts_as_long_as_its_block_even_where_that_raises() -> None:
+    backend.use("reference")
+    with pytest.raises(RuntimeError, match="inside"), backend.using("triton"):
+        raise RuntimeError("inside")
+    assert backend.chosen() == "reference"
+
+
+@pytest.mark.parametrize("turn", [0, 1])
+def test_no_test_inherits_a_choice(turn: int) -> None:
+    assert backend.chosen() == "auto", turn
+    backend.use("triton")
+
+
+def test_building_networks_chooses_nothing_and_preparing_the_process_does() -> None:
+    config, precision = small_config("Freeway"), choose("cpu", "fp32")
+    build.networks(config, 3, precision)
+    assert backend.chosen() == "auto"
+    build.prepare(config, precision)
+    assert backend.chosen() == "reference"
 
 
 def test_references_and_ops_load_no_triton() -> None:

@@ -10,13 +10,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from storm_fast.kernels import categorical
+from storm_fast.kernels.backend import using
 from storm_fast.kernels.categorical import reference
-from tests.kernels.harness import DEVICE, DTYPES, assert_as_exact_as_eager, fenced, guarded, rand, randn, using
+from tests.kernels.harness import DEVICE, DTYPES, assert_as_exact_as_eager, fenced, guarded, rand, randn
 
 from storm_fast.kernels.categorical import kernel  # isort: skip  # after the interpreter is chosen
 
 PERS: list[Literal["batch", "step"]] = ["batch", "step"]
 OPS = torch.ops.storm_fast
+# The interpreter computes inf - inf in NumPy, which says so.
+NUMPY_WARNS = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
 
 
 def is_clear(logits_NC: Tensor, u_N: Tensor, unimix: float) -> Tensor:
@@ -93,9 +96,11 @@ def test_gradient_of_a_sample_is_that_of_the_probabilities(
         p_NC = 0.99 * x_NC.softmax(-1) + 0.01 / c
         return torch.autograd.grad((p_NC * grad_NC.to(x_NC.dtype)).sum(), x_NC)[0]
 
-    assert_as_exact_as_eager(
-        got_NC, gradient(logits_NC.double()), gradient(logits_NC), floor=grad_NC.abs().max().item()
-    )
+    s_NC, size_NC = logits_NC.double().softmax(-1), grad_NC.double().abs()
+    floor = (s_NC * (size_NC + (s_NC * size_NC).sum(-1, keepdim=True))).max().item()
+    # A single class has no gradient, a saturated softmax next to none.
+    exact_NC, eager_NC = gradient(logits_NC.double()), gradient(logits_NC)
+    assert_as_exact_as_eager(got_NC, exact_NC, eager_NC, floor, may_vanish=c == 1 or scale > 1)
 
 
 def exact_kl(post_BTGC: Tensor, prior_BTGC: Tensor, unimix: float) -> Tensor:
@@ -104,6 +109,16 @@ def exact_kl(post_BTGC: Tensor, prior_BTGC: Tensor, unimix: float) -> Tensor:
         for x in (post_BTGC, prior_BTGC)
     )
     return (p * (p.log() - q.log())).sum((-2, -1)).flatten()
+
+
+def kl_terms(post_BTGC: Tensor, prior_BTGC: Tensor) -> tuple[float, float, float]:
+    """Size of what is added up, in absolute value: in a row's KL, in the posterior's gradient, in the prior's."""
+    s, r = (x.double().softmax(-1) for x in (post_BTGC, prior_BTGC))
+    p, q = (0.99 * x + 0.01 / x.shape[-1] for x in (s, r))
+    logs, ratio = p.log().abs() + q.log().abs(), p / q
+    post = s * (logs + (s * logs).sum(-1, keepdim=True))
+    prior = r * (ratio + (r * ratio).sum(-1, keepdim=True))
+    return (p * logs).sum((-2, -1)).max().item(), post.max().item(), prior.max().item()
 
 
 def exact_losses(kl_N: Tensor, free_nats: float, per: str) -> Tensor:
@@ -141,10 +156,15 @@ def test_kl_losses_and_gradients_equal_the_reference(
     exact_loss = exact_losses(exact_N, free_nats, per)
     exact_3 = torch.stack([exact_loss, exact_loss, exact_N.mean()])
     eager_3 = torch.stack(reference.kl_losses(post_BTGC, prior_BTGC, 0.01, free_nats, per))  # type: ignore[arg-type]
-    # Terms of up to log(1 / 0.01 C) cancel in the sum over G.
-    assert_as_exact_as_eager(out_3, exact_3, eager_3, floor=g * math.log(100 * c))
-    assert_as_exact_as_eager(kl_N, exact_N, reference.kl(post_BTGC, prior_BTGC, 0.01).flatten(), g * math.log(100 * c))
-    for got, x, factor in ((post_grad_BTGC, post_BTGC, 0.1), (prior_grad_BTGC, prior_BTGC, 0.5)):
+    of_kl, *of_grads = kl_terms(post_BTGC, prior_BTGC)
+    # Between almost equal distributions the KL is the square of a difference, and float32 knows it only so far.
+    nearly_equal = scale < 1
+    assert_as_exact_as_eager(out_3, exact_3, eager_3, of_kl, may_vanish=nearly_equal)
+    eager_N = reference.kl(post_BTGC, prior_BTGC, 0.01).flatten()
+    assert_as_exact_as_eager(kl_N, exact_N, eager_N, of_kl, may_vanish=nearly_equal)
+    is_flat = bool((compared_N < free_nats).all())
+    sides = (post_grad_BTGC, post_BTGC, 0.1, of_grads[0]), (prior_grad_BTGC, prior_BTGC, 0.5, of_grads[1])
+    for got, x, factor, size in sides:
         wants = []
         for kind in (torch.float64, dtype):
             leaf = x.to(kind).clone().requires_grad_()
@@ -152,8 +172,8 @@ def test_kl_losses_and_gradients_equal_the_reference(
             loss = factor * exact_losses(exact_kl(*pair, 0.01), free_nats, per)
             wants.append(torch.autograd.grad(loss, leaf)[0])
         assert got.dtype == dtype
-        rows = b * t
-        assert_as_exact_as_eager(got, *wants, floor=factor * math.log(100 * c) / rows)
+        # Saturated, a softmax has next to no gradient.
+        assert_as_exact_as_eager(got, *wants, floor=factor * size / (b * t), may_vanish=is_flat or scale > 1)
 
 
 @pytest.mark.parametrize("per", PERS)
@@ -175,7 +195,7 @@ def test_public_kl_stops_gradients_and_free_nats_as_the_reference_does(per: Lite
             losses = categorical.kl_losses(*leaves, 0.01, 1.0, per)
             assert not losses[2].requires_grad
             each = [torch.autograd.grad(loss, leaves, retain_graph=True, allow_unused=True) for loss in losses[:2]]
-        found.append((losses, [[torch.zeros(()) if x is None else x for x in pair] for pair in each]))
+        found.append((losses, [[torch.zeros((), device=DEVICE) if x is None else x for x in pair] for pair in each]))
     for want, got in zip(*found, strict=True):
         for a, b in zip(want, got, strict=True):
             for x, y in zip(a, b, strict=True) if isinstance(a, list) else [(a, b)]:
@@ -184,6 +204,47 @@ def test_public_kl_stops_gradients_and_free_nats_as_the_reference_does(per: Lite
     assert (dynamics[0] == 0).all()
     assert (representation[1] == 0).all()
     assert (dynamics[1][1::2].abs().amax((-2, -1)) > 0).all()
+
+
+@NUMPY_WARNS
+@pytest.mark.parametrize("per", PERS)
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("side", [0, 1], ids=["posterior", "prior"])
+def test_kl_of_what_is_no_number_is_none_where_the_references_is(
+    side: int, bad: float, per: Literal["batch", "step"]
+) -> None:
+    leaves = [randn(6, 3, 5, seed=s) for s in (0, 1)]
+    leaves[side][2, 1, 3] = bad
+    leaves = [leaf.requires_grad_() for leaf in leaves]
+    found = []
+    for name in ("reference", "triton"):
+        with using(name):  # type: ignore[arg-type]
+            losses = categorical.kl_losses(*leaves, 0.01, 1.0, per)
+            grads = torch.autograd.grad(losses[0] + losses[1], leaves)
+        found.append([*(loss.detach() for loss in losses), *grads])
+    assert found[0][0].isnan()
+    for want, got in zip(*found, strict=True):
+        assert torch.equal(want.isnan(), got.isnan())
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-6, equal_nan=True)
+
+
+@NUMPY_WARNS
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_a_sample_of_what_is_no_number_is_none_where_the_references_is(bad: float, dtype: torch.dtype) -> None:
+    logits_NC, u_N, grad_NC = randn(5, 7, seed=0).to(dtype), rand(5, seed=1), randn(5, 7, seed=2).to(dtype)
+    logits_NC[3, 2] = bad
+    found = []
+    for name in ("reference", "triton"):
+        leaf_NC = logits_NC.clone().requires_grad_()
+        with using(name):  # type: ignore[arg-type]
+            sample_NC = categorical.sample(leaf_NC, u_N, 0.01)
+            found.append((sample_NC.detach(), categorical.draw(logits_NC, u_N, 0.01)))
+            found[-1] += torch.autograd.grad(sample_NC, leaf_NC, grad_NC)
+    assert found[0][0][3].isnan().all()
+    for want, got in zip(*found, strict=True):
+        assert torch.equal(want.isnan(), got.isnan())
+    assert torch.equal(found[0][1], found[1][1])
 
 
 def test_public_functions_keep_shapes_and_equal_the_reference() -> None:

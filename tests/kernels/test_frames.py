@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from storm_fast.kernels import frames
+from storm_fast.kernels.backend import using
 from storm_fast.kernels.frames import kernel, reference
-from tests.kernels.harness import DEVICE, DTYPES, fenced, guarded, rand, using
+from tests.kernels.harness import DEVICE, DTYPES, fenced, guarded, rand
 
 LAYOUTS = [torch.channels_last, torch.contiguous_format]
 
@@ -65,7 +66,9 @@ def test_the_definition_scales_centres_and_moves_colours_first(layout: torch.mem
         for n, row in enumerate(index_N.tolist()):
             want = (obs_NYXP[row].double() / 255 - mean_YXP.double()).permute(2, 0, 1)
             torch.testing.assert_close(got[n].double(), want, rtol=0, atol=2e-7)
-        assert (plain.amin(), plain.amax()) == (0, 1)
+        assert plain.amin() == 0
+        # A GPU divides to within 2 units of 2^-24.
+        assert abs(plain.amax().item() - 1) <= 2**-22
         assert plain.shape == (4, 3, 3, 5)
 
 

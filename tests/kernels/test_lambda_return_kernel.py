@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from storm_fast.kernels.backend import using
 from storm_fast.kernels.lambda_return import kernel, lambda_return, reach_weights, reference
-from tests.kernels.harness import DEVICE, DTYPES, assert_as_exact_as_eager, fenced, guarded, rand, randn, using
+from tests.kernels.harness import DEVICE, DTYPES, assert_as_exact_as_eager, fenced, guarded, rand, randn
 
 OPS = torch.ops.storm_fast
 

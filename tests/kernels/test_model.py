@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from storm_fast.imagine import Context, Uniforms, rollout
+from storm_fast.kernels.backend import using
 from storm_fast.replay import Batch
 from tests import networks
-from tests.kernels.harness import DEVICE, rand, using
+from tests.kernels.harness import DEVICE, rand
 
 
 def batch() -> Batch:
@@ -60,7 +61,7 @@ def test_rollout_and_agent_update(changes: dict[str, Any]) -> None:
     model, agent = networks.world_model().to(DEVICE).eval(), networks.agent(**changes).to(DEVICE)
     low, high = agent.return_low.clone(), agent.return_high.clone()
     G, B, T = networks.SMALL.latents, 4, 3
-    u = Uniforms(rand(B, G, seed=1), rand(B, T, seed=2), rand(B, T, G, seed=3))
+    u = Uniforms(rand(B, G, seed=1), rand(T, B, seed=2), rand(T, B, G, seed=3))
 
     def update() -> list[Tensor]:
         z_BCZ = model.encode(batch().obs_BTYXP[:, :4].reshape(4, 2, 64, 64, 3), rand(4, 2, G, seed=4))

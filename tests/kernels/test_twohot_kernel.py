@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from storm_fast.kernels import twohot
+from storm_fast.kernels.backend import using
 from storm_fast.kernels.twohot import kernel, reference
-from tests.kernels.harness import DEVICE, DTYPES, assert_as_exact_as_eager, fenced, guarded, randn, using
+from tests.kernels.harness import DEVICE, DTYPES, assert_as_exact_as_eager, fenced, guarded, randn
 
 BOUND = 20.0
 OPS = torch.ops.storm_fast
@@ -82,6 +83,25 @@ def test_loss_and_its_gradient_equal_the_cross_entropy(
     torch.testing.assert_close(
         got_NV.double().sum(-1), torch.zeros(n, device=DEVICE).double(), rtol=0, atol=v * 4 * torch.finfo(dtype).eps
     )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_is_no_number_gives_none_where_the_references_does(dtype: torch.dtype) -> None:
+    x_N = torch.tensor([1.5, torch.nan, 0.0, torch.inf, -torch.inf, -3.0], device=DEVICE)
+    logits_NV, grad_N = randn(6, 21, seed=0).to(dtype), torch.ones(6, device=DEVICE)
+    logits_NV[2, 4] = torch.nan
+    grad_N[5] = torch.nan
+    found = []
+    for name in ("reference", "triton"):
+        leaf_NV = logits_NV.clone().requires_grad_()
+        with using(name):  # type: ignore[arg-type]
+            loss_N, encoded_NV, decoded_N = twohot.loss(leaf_NV, x_N), twohot.encode(x_N, 21), twohot.decode(logits_NV)
+            (grad_NV,) = torch.autograd.grad(loss_N, leaf_NV, grad_N)
+        found.append((loss_N.detach(), encoded_NV, decoded_N, grad_NV))
+    assert found[0][0].isnan().tolist() == [False, True, True, False, False, False]
+    for want, got in zip(*found, strict=True):
+        assert torch.equal(want.isnan(), got.isnan())
+        torch.testing.assert_close(got, want, rtol=1e-2, atol=1e-4, equal_nan=True)
 
 
 def test_a_bin_without_weight_may_be_impossible() -> None:
