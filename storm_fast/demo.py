@@ -1,6 +1,7 @@
 """Demonstrations: one trajectory beside the replay (STORM sec. 5.3), loaded from a file or recorded on the spot.
 
-The file is a .npz of five arrays, n steps of one environment in order, the last step's end included:
+The file is a .npz of five arrays, n steps of one environment in order, each episode's last step
+and its end included:
 
     obs         uint8    [n, 64, 64, 3]  the frame seen
     action      integer  [n]             the action taken on seeing it, in the game's action set

@@ -85,6 +85,16 @@ def test_a_run_with_the_slow_twin_equals_one_with_the_c_collector_and_is_resumed
     assert_same(weights(stopped, config.steps), weights(whole, config.steps), "weights")
 
 
+def test_a_run_may_be_resumed_with_other_threads_but_not_with_another_kind_of_collector(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "run"
+    train(Run(path, replace(small_config(), steps=40)), False)
+    assert main(["--resume", str(path), "--num-threads", "2", "--steps", "48"]) == 0
+    assert main(["--resume", str(path), "--collector", "ale_vector", "--steps", "56"]) == 2
+    assert "want the state of AleVectorCollector" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("source", ["replay", "model_batch"])
 def test_a_resumed_run_equals_one_never_stopped(tmp_path: Path, source: str) -> None:
     config = small_config()
