@@ -31,7 +31,7 @@ except ImportError:
 Actions = npt.NDArray[np.int64]
 Run = Callable[[Actions], Any]
 
-ROUNDS = 9
+ROUNDS = 7
 STEPS = 768  # environment steps a round, over all environments
 STICKY, SKIP, SIZE = 0.25, 4, 64
 THREADS = sorted({1, 2, cores()})
