@@ -60,16 +60,20 @@ def _attend_fwd(
     head_ptr = qkv_ptr + b * T * 3 * H * K + h * K
     is_q_TK, is_k_SK = (t < T)[:, None] & (kk < K)[None, :], (s < T)[:, None] & (kk < K)[None, :]
     in_TK, in_SK = t[:, None] * (3 * H * K) + kk[None, :], s[:, None] * (3 * H * K) + kk[None, :]
+    if CACHE and BLOCK_T < BLOCK_S:
+        # Each block copies its own steps: to store all keys from registers would spill the longest and widest.
+        cache_TK = bh.to(tl.int64) * S_CACHE * K + t[:, None] * K + kk[None, :]
+        mine_TK = tl.load(head_ptr + H * K + in_TK, mask=is_q_TK, other=0.0)
+        tl.store(k_cache_ptr + cache_TK, mine_TK.to(k_cache_ptr.dtype.element_ty), mask=is_q_TK)
+        mine_TK = tl.load(head_ptr + 2 * H * K + in_TK, mask=is_q_TK, other=0.0)
+        tl.store(v_cache_ptr + cache_TK, mine_TK.to(v_cache_ptr.dtype.element_ty), mask=is_q_TK)
     q_TK = tl.load(head_ptr + in_TK, mask=is_q_TK, other=0.0)
     k_SK = tl.load(head_ptr + H * K + in_SK, mask=is_k_SK, other=0.0)
     v_SK = tl.load(head_ptr + 2 * H * K + in_SK, mask=is_k_SK, other=0.0)
-    if CACHE:
-        # Every block of queries has loaded all keys; the first writes them.
-        written = tl.where(tl.program_id(1) == 0, T, 0)
-        is_written_SK = (s < written)[:, None] & (kk < K)[None, :]
+    if CACHE and BLOCK_T == BLOCK_S:
         cache_SK = bh.to(tl.int64) * S_CACHE * K + s[:, None] * K + kk[None, :]
-        tl.store(k_cache_ptr + cache_SK, k_SK.to(k_cache_ptr.dtype.element_ty), mask=is_written_SK)
-        tl.store(v_cache_ptr + cache_SK, v_SK.to(v_cache_ptr.dtype.element_ty), mask=is_written_SK)
+        tl.store(k_cache_ptr + cache_SK, k_SK.to(k_cache_ptr.dtype.element_ty), mask=is_k_SK)
+        tl.store(v_cache_ptr + cache_SK, v_SK.to(v_cache_ptr.dtype.element_ty), mask=is_k_SK)
     score_TS = _weights(q_TK, k_SK, t, s, T, scale)
     max_T = tl.max(score_TS, 1)
     p_TS = tl.exp(score_TS - max_T[:, None])
@@ -278,7 +282,7 @@ def _forward(
 def _fwd_config(BLOCK_S: int, BLOCK_K: int, dtype: torch.dtype) -> tuple[int, int]:
     """Steps in a block of queries, and warps: large tiles that no architecture spills (tests/aot)."""
     if dtype == torch.float32:
-        return min(32 if BLOCK_K <= 64 else 16, BLOCK_S), 8 if max(BLOCK_S, BLOCK_K) > 32 else 4
+        return min(32 if max(BLOCK_S, BLOCK_K) <= 64 else 16, BLOCK_S), 8 if max(BLOCK_S, BLOCK_K) > 32 else 4
     return min(64, BLOCK_S), 8 if max(BLOCK_S, BLOCK_K) > 64 else 4
 
 
@@ -286,7 +290,14 @@ def _bwd_config(BLOCK_S: int, BLOCK_K: int, dtype: torch.dtype) -> tuple[int, in
     """Steps in a block, and warps, chosen as in `_fwd_config`."""
     if dtype == torch.float32:
         return 16, 8 if max(BLOCK_S, BLOCK_K) > 32 else 4
-    return min(64 if BLOCK_K <= 64 else 32, BLOCK_S), 8 if max(BLOCK_S, BLOCK_K) > 32 else 4
+    return min(64 if max(BLOCK_S, BLOCK_K) <= 64 else 32, BLOCK_S), 8 if max(BLOCK_S, BLOCK_K) > 32 else 4
+
+
+def _step_warps(size: int) -> int:
+    """Warps for a tile of keys and one of values of that size, both in registers: at most 64 of each a thread."""
+    if size <= 2048:
+        return 1
+    return 4 if size <= 8192 else 8
 
 
 def attend_fwd(qkv_BT3HK: Tensor, seed: Tensor, dropout: float) -> tuple[Tensor, Tensor]:
@@ -346,6 +357,7 @@ def step_fwd(qkv_B3HK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, position: int | T
     is_tensor = isinstance(position, Tensor)
     # A known position bounds the tile: the early steps of a rollout hold a third of the last's.
     longest = S if is_tensor else min(S, position + 1)
+    BLOCK_S, BLOCK_K = triton.next_power_of_2(longest), triton.next_power_of_2(K)
     _step_fwd[(B * H,)](
         qkv_B3HK.contiguous(),
         k_BHSK,
@@ -358,8 +370,8 @@ def step_fwd(qkv_B3HK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, position: int | T
         H,
         K,
         AT=is_tensor,
-        BLOCK_S=triton.next_power_of_2(longest),
-        BLOCK_K=triton.next_power_of_2(K),
-        num_warps=1 if longest <= 32 else 4,
+        BLOCK_S=BLOCK_S,
+        BLOCK_K=BLOCK_K,
+        num_warps=_step_warps(BLOCK_S * BLOCK_K),
     )
     return out_BHK

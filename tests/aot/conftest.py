@@ -8,6 +8,11 @@ import os
 import pytest
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--whole` also compiles what a run leaves out for its length."""
+    parser.addoption("--whole", action="store_true", help="compile attention at every admitted size")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip where tests/kernels, in the same process, have chosen the interpreter."""
     if os.environ.get("TRITON_INTERPRET") == "1":
