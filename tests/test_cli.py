@@ -148,7 +148,8 @@ def test_a_file_that_is_no_demonstration_is_refused(refused: Callable[..., None]
 
 def test_a_scripted_demonstration_shorter_than_a_window_is_refused(refused: Callable[..., None]) -> None:
     # 7 steps of 4 frames, where windows have 8.
-    refused(flags(game="Freeway", demonstration="scripted", frame_cap=28), "want at least 8 steps", "7")
+    short = flags(game="Freeway", demonstration="scripted", demonstration_episodes=1, frame_cap=28)
+    refused(short, "want at least 8 steps", "7")
 
 
 def test_a_resumed_run_keeps_what_it_is(refused: Callable[..., None], trained: Path) -> None:
