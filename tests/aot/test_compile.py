@@ -32,7 +32,7 @@ class Budget(NamedTuple):
 
 
 BUDGETS = {
-    "_sample_fwd": Budget(48),
+    "_sample_fwd": Budget(64),  # keeping NaN takes 55 on sm_86
     "_sample_bwd": Budget(48),
     "_kl_fwd": Budget(48),
     "_kl_reduce": Budget(40),
