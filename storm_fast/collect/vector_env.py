@@ -69,9 +69,13 @@ class AtariVectorEnv(VectorEnv[Frames, npt.NDArray[np.int64], npt.NDArray[np.boo
         if options:
             raise ValueError(f"want no options; got {sorted(options)}")
         N = self.num_envs
-        one = int(seed) if isinstance(seed, int | np.integer) else None
-        super().reset(seed=one)
-        seeds: list[int | None] = [None] * N if seed is None else seed if one is None else [*range(one, one + N)]
+        seeds: list[int | None]
+        if isinstance(seed, int | np.integer):
+            super().reset(seed=int(seed))
+            seeds = [*range(int(seed), int(seed) + N)]
+        else:
+            super().reset()
+            seeds = [None] * N if seed is None else list(seed)
         if len(seeds) != N:
             raise ValueError(f"want {N} seeds; got {len(seeds)}")
         fresh = self.np_random.integers(2**32, size=N)  # so that a seeded series of resets repeats
