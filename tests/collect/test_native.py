@@ -461,7 +461,10 @@ c.recv()
 
 @native
 def test_ctrl_c_ends_a_loop_of_steps_at_once() -> None:
+    # A shell may start its background jobs with the signal ignored, which children inherit.
     code = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
 import numpy as np
 from storm_fast.collect import Collector
 from storm_fast.config import EnvConfig
