@@ -62,7 +62,6 @@ class Collector {
 
   int num_envs() const { return static_cast<int>(games_.size()); }
   int num_actions() const { return games_[0]->num_actions(); }
-  std::size_t observation_bytes() const { return games_[0]->observation_bytes(); }
   bool busy() const { return pool_.busy(); }
 
   void reset(const std::int32_t* seeds, Frames observations);

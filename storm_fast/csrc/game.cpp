@@ -2,6 +2,7 @@
 
 #include <bit>
 #include <cstring>
+#include <fstream>
 #include <sstream>
 #include <stdexcept>
 
@@ -39,8 +40,7 @@ Palette palette(ale::stella::OSystem& system, bool gray) {
 Game::Game(const Settings& settings) : settings_(settings), ale_(std::make_unique<ale::ALEInterface>()) {
   ale_->setFloat("repeat_action_probability", settings.sticky);
   ale_->setInt("max_num_frames_per_episode", settings.frame_cap);
-  ale_->setInt("random_seed", 0);
-  ale_->loadROM(settings.rom);
+  load(0);
   actions_ = settings.full_action_space ? ale_->getLegalActionSet() : ale_->getMinimalActionSet();
   const ale::ALEScreen& screen = ale_->getScreen();
   const int height = static_cast<int>(screen.height()), width = static_cast<int>(screen.width());
@@ -53,9 +53,15 @@ Game::Game(const Settings& settings) : settings_(settings), ale_(std::make_uniqu
                                        palette(*ale_->theOSystem, settings.gray));
 }
 
-void Game::seed(std::int32_t seed, std::uint8_t* observation) {
+void Game::load(std::int32_t seed) {
+  // ALE ends the process where there is no file.
+  if (!std::ifstream(settings_.rom)) throw std::runtime_error("want a readable ROM; got " + settings_.rom);
   ale_->setInt("random_seed", seed);
   ale_->loadROM(settings_.rom);
+}
+
+void Game::seed(std::int32_t seed, std::uint8_t* observation) {
+  load(seed);
   start(observation);
 }
 

@@ -13,7 +13,7 @@
 namespace storm_fast {
 
 struct Settings {
-  std::string rom;  // path of the game's ROM, which must exist: ALE ends the process otherwise
+  std::string rom;  // path of the game's ROM
   float sticky = 0.25f;
   bool full_action_space = false;
   int frame_skip = 4;
@@ -34,12 +34,13 @@ struct Outcome {
 
 class Game {
  public:
+  // Throws std::runtime_error where the ROM cannot be read, std::invalid_argument for a size beyond the screen's.
   explicit Game(const Settings& settings);
 
   int num_actions() const { return static_cast<int>(actions_.size()); }
-  std::size_t observation_bytes() const { return picture_->bytes(); }
 
-  // Load the ROM anew with ALE's own random seed and begin an episode; its first frame goes to `observation`.
+  // Load the ROM anew with ALE's own random seed and begin an episode; its first frame goes to `observation`. Throws
+  // std::runtime_error where the ROM cannot be read any more; the game is then as it was.
   void seed(std::int32_t seed, std::uint8_t* observation);
 
   // Repeat an action for `frame_skip` frames. Where the episode ends, its last frame goes to `terminal` and the first
@@ -56,6 +57,7 @@ class Game {
   void restore(const std::string& checked);
 
  private:
+  void load(std::int32_t seed);
   void start(std::uint8_t* observation);
   void draw(const std::uint8_t* before, std::uint8_t* observation);
   ale::reward_t act(ale::Action action);

@@ -1,11 +1,13 @@
 """The C++ collector against its slow twin, and what is its own: threads, the caller's memory, bad calls, processes."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -57,6 +59,30 @@ def test_the_number_of_threads_changes_nothing() -> None:
         runs.append(play(collector, actions_TN))
     for run in runs[1:]:
         assert_same(run, runs[0])
+
+
+@native
+def test_what_a_worker_throws_reaches_the_caller_and_leaves_the_games_usable(tmp_path: Path) -> None:
+    rom = tmp_path / rom_path("Pong").name
+    shutil.copy(rom_path("Pong"), rom)
+    module = extension()
+    assert module is not None
+    games = module.Collector(
+        rom=str(rom), num_envs=4, num_threads=3, sticky=0.25, full_action_space=False, frame_skip=4, frame_cap=108_000,
+        rows=64, columns=64, gray=False,
+    )  # fmt: skip
+    obs_NYXP, terminal_NYXP = np.zeros((2, 4, 64, 64, 3), np.uint8)
+    games.reset([1, 2, 3, 4], obs_NYXP)
+    first_NYXP = obs_NYXP.copy()
+    rom.rename(rom.with_suffix(".away"))
+    for _ in range(20):  # sometimes a worker is the first to throw, sometimes the caller
+        with pytest.raises(RuntimeError, match=r"want a readable ROM; got .*pong.bin"):
+            games.reset([1, 2, 3, 4], obs_NYXP)
+    games.send(np.zeros(4, np.int64), obs_NYXP, terminal_NYXP)
+    games.recv()
+    rom.with_suffix(".away").rename(rom)
+    games.reset([1, 2, 3, 4], obs_NYXP)
+    assert np.array_equal(obs_NYXP, first_NYXP)
 
 
 @native
