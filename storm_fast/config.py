@@ -217,6 +217,9 @@ class LoopConfig:
     `posterior`: z is encoded from the newest frame. DEVIATION in `tiny`, whose prior is weaker"""
     acting_at_end: Literal["keep", "clear"] = "keep"
     """whether the acting context survives the end of an episode (released: keep)"""
+    overlap: bool = False
+    """DEVIATION: the games step while the updates run, so that neither waits; the updates of a step then sample from
+    a replay without that step, which is appended after them"""
 
     def __post_init__(self) -> None:
         _want(self.model_every >= 1, "--model-every of at least 1", self.model_every)

@@ -7,35 +7,47 @@ from torch import Tensor
 
 
 class MeanMetrics:
-    """Running sums of 0-d device tensors; reading them copies once."""
+    """Running sums of 0-d device tensors, a vector for each prefix; reading all of them copies once.
+
+    The vectors stay where they are and count on the device, so that `add` may be part of a captured graph.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.sums: dict[str, Tensor] = {}
-        self.counts: dict[str, int] = {}
+        self.names: dict[str, list[str]] = {}
+        self.sums: dict[str, Tensor] = {}  # of each prefix, float32: its metrics in the order of `names`, how many adds
 
     def add(self, prefix: str, metrics: dict[str, Tensor]) -> None:
-        """Add one value of each metric, without waiting for the device."""
-        for name, value in metrics.items():
-            key = f"{prefix}/{name}"
-            value = value.detach().float()
-            self.sums[key] = self.sums[key] + value if key in self.sums else value.clone()
-            self.counts[key] = self.counts.get(key, 0) + 1
+        """Add one value of each metric, without waiting for the device. A prefix has the same metrics at every call."""
+        if prefix not in self.names:
+            self._begin(prefix, list(metrics))
+        values = [value.detach().float() for value in metrics.values()]
+        self.sums[prefix] += torch.stack([*values, torch.ones_like(values[0])])
 
     def pop(self) -> dict[str, float]:
         """The means since the last call, in one copy to the host."""
         if not self.sums:
             return {}
-        values = torch.stack(list(self.sums.values())).tolist()
-        means = {key: value / self.counts[key] for key, value in zip(self.sums, values, strict=True)}
-        self.sums, self.counts = {}, {}
+        values = iter(torch.cat(list(self.sums.values())).tolist())
+        means: dict[str, float] = {}
+        for prefix, names in self.names.items():
+            sums = [next(values) for _ in names]
+            count = next(values)
+            if count:
+                means |= {f"{prefix}/{name}": total / count for name, total in zip(names, sums, strict=True)}
+        torch._foreach_zero_(list(self.sums.values()))
         return means
 
     def state_dict(self) -> dict[str, Any]:
         """The sums so far."""
-        return {"sums": dict(self.sums), "counts": dict(self.counts)}
+        return {"names": self.names, "sums": self.sums}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` gave."""
-        self.sums = {key: value.to(self.device) for key, value in state["sums"].items()}
-        self.counts = dict(state["counts"])
+        for prefix, names in state["names"].items():
+            self._begin(prefix, names)
+            self.sums[prefix].copy_(state["sums"][prefix])
+
+    def _begin(self, prefix: str, names: list[str]) -> None:
+        self.names[prefix] = list(names)
+        self.sums[prefix] = torch.zeros(len(names) + 1, device=self.device)

@@ -13,7 +13,9 @@ class Optimizer:
         """Args: learning rate, Adam's eps, and the largest global L2 norm of the gradient."""
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         self.clip = clip
-        self.adam = torch.optim.Adam(self.parameters, lr=lr, eps=eps, fused=True)
+        # On a GPU the count of steps lies there too, so that a step can be captured.
+        on_gpu = self.parameters[0].is_cuda
+        self.adam = torch.optim.Adam(self.parameters, lr=lr, eps=eps, fused=True, capturable=on_gpu)
 
     def backward(self, loss: Tensor) -> None:
         """Replace the gradients by those of `loss`."""
@@ -25,6 +27,10 @@ class Optimizer:
         norm = nn.utils.clip_grad_norm_(self.parameters, self.clip)
         self.adam.step()
         return norm
+
+    def tensors(self) -> list[Tensor]:
+        """Moments and step counts, as they lie in memory; none before the first step."""
+        return [value for moments in self.adam.state.values() for value in moments.values()]
 
     def state_dict(self) -> dict[str, Any]:
         """Moments and step counts."""

@@ -48,21 +48,20 @@ class Policy:
         return torch.where(self.length_N == 0, uniform_N, drawn_N)
 
     def remember(self, obs_NYXP: Tensor, action_N: Tensor) -> None:
-        """Append what was seen and done to the context, dropping the oldest step when full."""
+        """Append what was seen and done to the context, dropping the oldest step when full. In place."""
         N, C = self.action_NC.shape
         full_N = self.length_N == C
-        self.obs_NCYXP = torch.where(full_N[:, None, None, None, None], self.obs_NCYXP.roll(-1, 1), self.obs_NCYXP)
-        self.action_NC = torch.where(full_N[:, None], self.action_NC.roll(-1, 1), self.action_NC)
-        place_N = self.length_N.clamp_max(C - 1)
-        rows_N = torch.arange(N, device=place_N.device)
-        self.obs_NCYXP[rows_N, place_N] = obs_NYXP
-        self.action_NC[rows_N, place_N] = action_N
-        self.length_N = place_N + 1
+        for kept, new in ((self.obs_NCYXP, obs_NYXP), (self.action_NC, action_N)):
+            aside = [1] * (kept.ndim - 1)
+            shifted = torch.where(full_N.view(-1, *aside), kept.roll(-1, 1), kept)
+            place_NC = torch.arange(C, device=kept.device) == self.length_N.clamp_max(C - 1)[:, None]
+            kept.copy_(torch.where(place_NC.view(N, C, *aside[1:]), new[:, None], shifted))
+        self.length_N.add_(1).clamp_max_(C)
 
     def end_episodes(self, ended_N: Tensor) -> None:
         """Empty the context of ended games where `acting_at_end` is "clear"."""
         if self.config.acting_at_end == "clear":
-            self.length_N = self.length_N.masked_fill(ended_N, 0)
+            self.length_N.masked_fill_(ended_N, 0)
 
     def state_dict(self) -> dict[str, Any]:
         """The contexts."""

@@ -29,14 +29,15 @@ import tyro
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from storm_fast import build, checkpoint, demo, learn
+from storm_fast import build, checkpoint, demo
 from storm_fast.checkpoint import Training
+from storm_fast.clock import PhaseClock
 from storm_fast.collect import Steps, action_count, check_game, open_collector
 from storm_fast.config import PRESETS, Config, flat, preset
 from storm_fast.errors import InputError
-from storm_fast.imagine import Context
 from storm_fast.metrics import MeanMetrics
 from storm_fast.optimizer import Optimizer
+from storm_fast.phases import Phases
 from storm_fast.policy import Policy
 from storm_fast.precision import Precision, choose
 from storm_fast.replay import Replay
@@ -47,6 +48,10 @@ RESUMABLE = frozenset({"collector", "num_threads"}) | frozenset(
     {"steps", "scored_step", "device", "precision", "kernels", "compile", "checkpoint_every", "log_every"}
 )
 """Fields that may change when a run is resumed; the others are part of what it is."""
+
+
+TIMED = ("act", "games", "append", "model", "imagine", "agent")
+"""Phases in the order of the progress bar."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +105,7 @@ def train(run: Run, resumed: bool) -> bool:
     build.prepare(config, precision)
     trajectory = _demonstration(run, resumed)
     demonstration = demo.to_replay(trajectory, precision.device) if trajectory is not None else None
-    t = _build(config, precision)
+    t = new_training(config, precision)
     # Where the collector writes: memory that the training device can read by itself.
     obs_NYXP = torch.empty(t.collector.num_envs, *FRAME, dtype=torch.uint8, pin_memory=precision.device.type == "cuda")
     t.collector.reset(config.seed, out=obs_NYXP)
@@ -115,32 +120,33 @@ def train(run: Run, resumed: bool) -> bool:
     _introduce(run, t, precision, demonstration, resumed)
 
     N = t.collector.num_envs
+    phases, clock = Phases(config, t, demonstration, precision), PhaseClock(precision.device)
     writer = SummaryWriter(str(run.path / "tensorboard"), purge_step=t.step + 1 if resumed else None)
     bar = tqdm(total=config.steps, initial=t.step, unit="step", smoothing=0.05, mininterval=1.0)
     logged_s, logged_step, last_return = time.perf_counter(), t.step, float("nan")
     with _interrupts() as interrupted:
         while t.step < config.steps:
-            # Act and step. What was seen is copied before the games overwrite it.
-            seen_NYXP = obs_NYXP.to(precision.device, copy=True)
+            # Act, and send the actions. What was seen is copied before the games overwrite it.
             learning = t.step >= loop.warmup
-            if learning:
-                t.world_model.eval()
-                with precision.autocast():
-                    action_N = t.policy.act(seen_NYXP, t.generator)
-                t.policy.remember(seen_NYXP, action_N)
-            else:
-                u_N = torch.rand(N, generator=t.generator, device=precision.device)
-                action_N = (u_N * t.collector.num_actions).long()
-            t.collector.send(action_N.cpu().numpy(), out=obs_NYXP)
-            steps = t.collector.recv()
+            with clock("act"):
+                seen_NYXP = phases.see(obs_NYXP)
+                action_host_N = phases.act() if learning else phases.explore()
+            before, t.step = t.step, t.step + N
+            model_due = _due(before, t.step, loop.model_every) if learning else 0
+            agent_due = _due(before, t.step, loop.agent_every) if learning else 0
+            t.collector.send(action_host_N, out=obs_NYXP)
+            if loop.overlap:  # the games step while the updates run, which do not know this step yet
+                _learn(config, t, phases, clock, model_due, agent_due)
+            with clock.host("games"):
+                steps = t.collector.recv()
 
             # Append.
             end_N = torch.from_numpy(steps.terminated_N | steps.life_lost_N)
-            t.replay.append(seen_NYXP, action_N, torch.from_numpy(steps.reward_N), end_N)
-            before, t.step = t.step, t.step + N
+            with clock("append"):
+                t.replay.append(seen_NYXP, phases.action_N, torch.from_numpy(steps.reward_N), end_N)
             ended_N = steps.terminated_N | steps.truncated_N
             if ended_N.any():
-                t.policy.end_episodes(torch.from_numpy(ended_N).to(precision.device))
+                t.policy.end_episodes(torch.from_numpy(ended_N).to(precision.device, non_blocking=True))
                 episodes = _episodes(t.step, steps)
                 run.append_rows("episodes.jsonl", episodes)
                 last_return = episodes[-1]["return"]
@@ -149,11 +155,9 @@ def train(run: Run, resumed: bool) -> bool:
                     writer.add_scalar("episode/length", episode["length"], t.step)
 
             # Learn.
-            if learning:
-                model_due = _due(before, t.step, loop.model_every)
-                agent_due = _due(before, t.step, loop.agent_every)
-                _learn(config, t, demonstration, precision, model_due, agent_due)
-            elif t.step >= loop.warmup and config.model.center_frames:
+            if not loop.overlap:
+                _learn(config, t, phases, clock, model_due, agent_due)
+            if not learning and t.step >= loop.warmup and config.model.center_frames:
                 t.world_model.center_on(t.replay.mean_frame())
 
             # Log and save.
@@ -162,11 +166,13 @@ def train(run: Run, resumed: bool) -> bool:
                 means = t.means.pop()
                 now_s = time.perf_counter()
                 rate = {"time/steps_per_s": (t.step - logged_step) / (now_s - logged_s)}
+                rate["time/hours_left"] = (config.steps - t.step) / rate["time/steps_per_s"] / 3600
+                rate |= clock.pop(t.step - logged_step)
                 logged_s, logged_step = now_s, t.step
                 for name, value in (means | rate).items():
                     writer.add_scalar(name, value, t.step)
                 run.append_rows("metrics.jsonl", [{"step": t.step} | means | rate])
-                bar.set_postfix_str(_postfix(means, last_return))
+                bar.set_postfix_str(_postfix(means | rate, last_return))
             stopping = bool(interrupted)  # read once: a signal after the checkpoint waits for the next step's
             if _due(before, t.step, config.checkpoint_every) or t.step >= config.steps or stopping:
                 checkpoint.save(run, t)
@@ -181,32 +187,20 @@ def train(run: Run, resumed: bool) -> bool:
     return True
 
 
-def _learn(
-    config: Config, t: Training, demonstration: Replay | None, precision: Precision, model_due: int, agent_due: int
-) -> None:
+def _learn(config: Config, t: Training, phases: Phases, clock: PhaseClock, model_due: int, agent_due: int) -> None:
     """The updates that fall due with one step: the world model's, then an imagination and the agent's, in turn."""
-    m, i = config.model, config.imagine
-    seen: Context | None = None
     for update in range(max(model_due, agent_due)):
         if update < model_due:
-            batch = learn.sample(t.replay, demonstration, m.batch, m.demonstration_batch, m.length, t.generator)
-            metrics, seen = learn.update_world_model(t.world_model, t.model_optimizer, batch, t.generator, precision)
-            t.means.add("model", metrics)
-            t.model_updates += 1
+            with clock("model"):
+                phases.update_model()
         if update < agent_due and t.model_updates > config.agent.agent_start:
-            if i.context_source == "model_batch":
-                assert seen is not None  # the configuration makes an agent update follow one of the model
-                context = learn.cut_context(seen, i.imagine_batch, i.context, t.generator)
-            else:
-                batch = learn.sample(
-                    t.replay, demonstration, i.imagine_batch, i.imagine_demonstration_batch, i.context, t.generator
-                )
-                context = learn.encode_context(t.world_model, batch, t.generator, precision)
-            trajectory = learn.imagine(t.world_model, t.agent, context, i, t.generator, precision)
-            t.means.add("agent", learn.update_agent(t.agent, t.agent_optimizer, trajectory, precision))
+            with clock("imagine"):
+                phases.imagine()
+            with clock("agent"):
+                phases.update_agent()
 
 
-def _build(config: Config, precision: Precision) -> Training:
+def new_training(config: Config, precision: Precision) -> Training:
     """Every moving part of a new run."""
     collector = open_collector(config.game, config.env)
     N = collector.num_envs
@@ -284,7 +278,9 @@ def _episodes(step: int, steps: Steps) -> list[dict[str, Any]]:
 def _postfix(values: dict[str, float], last_return: float) -> str:
     """The progress bar's figures."""
     shown = {"return": last_return, "model": values.get("model/total"), "agent": values.get("agent/total")}
-    return ", ".join(f"{name} {value:.4g}" for name, value in shown.items() if value is not None)
+    parts = [f"{name} {value:.4g}" for name, value in shown.items() if value is not None]
+    phases = [f"{name} {values[f'time/{name}_ms']:.3g}" for name in TIMED if f"time/{name}_ms" in values]
+    return ", ".join(parts) + f", ms a step: {' '.join(phases)}, busy {values['time/busy']:.0%}"
 
 
 @contextmanager

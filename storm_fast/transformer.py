@@ -70,7 +70,8 @@ class Transformer(nn.Module):
 
     def _tokens(self, z_NZ: Tensor, action_N: Tensor, position_ND: Tensor) -> Tensor:
         """Mix latent and action, add the position, normalise (STORM Tables 5 and 6)."""
-        onehot_NA = nn.functional.one_hot(action_N.long(), self.num_actions).to(z_NZ.dtype)
+        # Not nn.functional.one_hot, which reads its input from the host on a CPU to check it.
+        onehot_NA = (action_N[..., None] == torch.arange(self.num_actions, device=action_N.device)).to(z_NZ.dtype)
         mixed_ND = self.mixer(torch.cat([z_NZ, onehot_NA], dim=-1))
         tokens_ND: Tensor = self.input_norm(mixed_ND + position_ND)
         return tokens_ND

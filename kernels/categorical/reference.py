@@ -41,7 +41,8 @@ def sample(logits_NC: Tensor, u_N: Tensor, unimix: float) -> Tensor:
         sample_NC: one-hot, dtype of ``logits_NC``; backward treats it as `probabilities` (straight-through).
     """
     p_NC = probabilities(logits_NC, unimix)
-    onehot_NC = torch.nn.functional.one_hot(draw(logits_NC.detach(), u_N, unimix), logits_NC.shape[-1])
+    class_N = draw(logits_NC.detach(), u_N, unimix)
+    onehot_NC = class_N[..., None] == torch.arange(logits_NC.shape[-1], device=class_N.device)
     # Grouped so that the added term is exactly zero: the sample stays exactly one-hot.
     return (onehot_NC + (p_NC - p_NC.detach())).to(logits_NC.dtype)
 

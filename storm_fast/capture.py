@@ -1,0 +1,142 @@
+"""CUDA graphs: a phase of the step recorded once and replayed, so that the host launches all of it as one.
+
+What may be recorded: a call without arguments that works on tensors which stay where they are, and never makes the
+host wait for the device. `Watch` holds a call to the second on any device, a CPU included.
+
+Not yet run on a GPU.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+_WARM_UPS = 3  # compile kernels, choose convolution algorithms, allocate workspaces and optimiser state
+
+_READS = frozenset(
+    {"_local_scalar_dense", "item", "is_nonzero", "equal", "allclose", "nonzero", "masked_select"}
+    | {"unique_dim", "_unique2", "unique_consecutive", "bincount", "repeat_interleave.Tensor"}
+)
+"""Operations whose result, or whose result's shape, the host waits for."""
+
+_CONSTANTS = frozenset({"lift_fresh", "lift_fresh_copy"})
+"""What torch.tensor(...) becomes: a value of the host's, copied to the device at every call."""
+
+
+class HostRead(RuntimeError):
+    """A call made the host wait for the device, which a graph cannot record."""
+
+
+class Watch(TorchDispatchMode):
+    """Inside, an operation that reads the device from the host, or copies to it from the host, raises HostRead."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = "nothing yet"
+        self.shapes: list[tuple[str, tuple[int, ...]]] = []  # of all results, in order
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run one operation, or refuse it."""
+        del types
+        self.last = str(func)
+        name = func.__name__
+        short = name.split(".")[0]
+        if name in _READS or short in _READS or short in _CONSTANTS or _has_mask(short, args) or _crosses(args, kwargs):
+            raise HostRead(f"want operations that never make the host wait; got {func}")
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor):
+            self.shapes.append((name, tuple(result.shape)))
+        return result
+
+
+def _has_mask(short: str, args: Any) -> bool:
+    """Whether an index is a mask: how many places it has, the host has to ask."""
+    if short not in ("index", "index_put", "index_put_", "_unsafe_index"):
+        return False
+    return any(isinstance(i, Tensor) and i.dtype in (torch.bool, torch.uint8) for i in args[1])
+
+
+def _crosses(args: Any, kwargs: Any) -> bool:
+    """Whether tensors of the host meet tensors of a device, other than 0-d ones, which kernels take as numbers."""
+    tensors = [x for x in (*args, *(kwargs or {}).values()) if isinstance(x, Tensor) and x.ndim > 0]
+    wanted = (kwargs or {}).get("device")
+    devices = {x.device.type for x in tensors} | (
+        {torch.device(wanted).type} if wanted is not None and tensors else set()
+    )
+    return len(devices) > 1
+
+
+@contextmanager
+def unchanged(state: Callable[[], list[Tensor]], generators: list[torch.Generator]) -> Iterator[None]:
+    """Put back, at the block's end, every tensor and every random number that it used; tensors made in it become zero.
+
+    Args:
+        state: gives all tensors that the block may write, each the same object at every call.
+        generators: what draws come from, torch's own included.
+    """
+    before = {id(tensor): tensor.detach().clone() for tensor in state()}
+    random = [generator.get_state() for generator in generators]
+    yield
+    with torch.no_grad():
+        for tensor in state():
+            if id(tensor) in before:
+                tensor.copy_(before[id(tensor)])
+            else:  # an optimiser's moments, which a first step makes
+                tensor.zero_()
+    for generator, saved in zip(generators, random, strict=True):
+        generator.set_state(saved)
+
+
+class Captured:
+    """A call that is recorded at its first use, after warm-ups that leave no trace, and replayed from then on.
+
+    What it leaves in memory for others stays in the graph's own pool, at the same addresses, until the next replay.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        call: Callable[[], None],
+        state: Callable[[], list[Tensor]],
+        generators: list[torch.Generator],
+    ) -> None:
+        """Args: what to call it in errors, the call, and what `unchanged` wants."""
+        self._name, self._call, self._state, self._generators = name, call, state, generators
+        self._graph: torch.cuda.CUDAGraph | None = None
+
+    def __call__(self) -> None:
+        """Launch it.
+
+        Raises:
+            RuntimeError: the first time, where an operation cannot be recorded; it is named.
+        """
+        if self._graph is None:
+            self._graph = self._record()
+        self._graph.replay()
+
+    def _record(self) -> torch.cuda.CUDAGraph:
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        watch = Watch()
+        try:
+            with torch.cuda.stream(side), unchanged(self._state, self._generators):
+                for _ in range(_WARM_UPS):
+                    self._call()
+                with watch:
+                    self._call()
+            torch.cuda.current_stream().wait_stream(side)
+            graph = torch.cuda.CUDAGraph()
+            for generator in self._generators:
+                graph.register_generator_state(generator)
+            watch = Watch()
+            with torch.cuda.graph(graph, stream=side), watch:
+                self._call()
+        except RuntimeError as error:
+            raise RuntimeError(
+                f"want a phase that CUDA can record; `{self._name}` is not, at {watch.last}: {error} "
+                f"(without --compile the step runs eagerly)"
+            ) from error
+        return graph

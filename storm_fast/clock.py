@@ -1,0 +1,64 @@
+"""How long each phase of the step takes, on the device's own clock, without waiting for it."""
+
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+import torch
+
+
+class PhaseClock:
+    """Milliseconds of each phase between two readings.
+
+    On a GPU a phase is what lies between two events of its stream, so that time in which the GPU waits for the host
+    inside a phase counts; on a CPU it is the host's time.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._is_cuda = device.type == "cuda"
+        self._device_ms: dict[str, float] = {}
+        self._host_ms: dict[str, float] = {}
+        self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
+        self._spare: list[torch.cuda.Event] = []
+        self._since_s = time.perf_counter()
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        """Count the block as part of a phase in which the device works."""
+        if self._is_cuda:
+            start, end = self._event(), self._event()
+            start.record()
+            yield
+            end.record()
+            self._events.append((phase, start, end))
+        else:
+            with self._host(phase, self._device_ms):
+                yield
+
+    def host(self, phase: str) -> AbstractContextManager[None]:
+        """Count the block as part of a phase in which the host works, or waits, and the device need not."""
+        return self._host(phase, self._host_ms)
+
+    def pop(self, steps: int) -> dict[str, float]:
+        """Milliseconds per step of each phase, and the share of the time in which the device had one, since the last call.
+
+        Waits for the phases to end.
+        """
+        for phase, start, end in self._events:
+            end.synchronize()
+            self._device_ms[phase] = self._device_ms.get(phase, 0.0) + start.elapsed_time(end)
+            self._spare += (start, end)
+        now_s = time.perf_counter()
+        busy = sum(self._device_ms.values()) / (1e3 * (now_s - self._since_s))
+        means = {f"time/{phase}_ms": ms / steps for phase, ms in (self._device_ms | self._host_ms).items()}
+        self._device_ms, self._host_ms, self._events, self._since_s = {}, {}, [], now_s
+        return means | {"time/busy": busy}
+
+    @contextmanager
+    def _host(self, phase: str, into: dict[str, float]) -> Iterator[None]:
+        start_s = time.perf_counter()
+        yield
+        into[phase] = into.get(phase, 0.0) + 1e3 * (time.perf_counter() - start_s)
+
+    def _event(self) -> torch.cuda.Event:
+        return self._spare.pop() if self._spare else torch.cuda.Event(enable_timing=True)

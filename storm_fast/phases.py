@@ -1,0 +1,138 @@
+"""The four phases of a training step, each a call without arguments: eager or, under --compile on a GPU, one CUDA graph.
+
+    act      seen frames -> actions        model    one update of the world model
+    imagine  contexts -> a trajectory      agent    one update of actor and critic on it
+
+What passes from one to the next stays in this object. Every phase draws from the run's one generator, in the order in
+which the phases are called, so that an eager and a captured run compute the same.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from storm_fast import learn
+from storm_fast.agent import Trajectory
+from storm_fast.capture import Captured
+from storm_fast.checkpoint import Training
+from storm_fast.config import Config
+from storm_fast.imagine import Context
+from storm_fast.precision import Precision
+from storm_fast.replay import Replay
+from storm_fast.world_model import FRAME
+
+
+class Phases:
+    """The phases of one run."""
+
+    def __init__(self, config: Config, t: Training, demonstration: Replay | None, precision: Precision) -> None:
+        self._config, self._t, self._demonstration, self._precision = config, t, demonstration, precision
+        N, device = t.collector.num_envs, precision.device
+        self.seen_NYXP = torch.zeros(N, *FRAME, dtype=torch.uint8, device=device)
+        self.action_N = torch.zeros(N, dtype=torch.int64, device=device)
+        self._context: Context | None = None  # latents of the last world-model update
+        self._trajectory: Trajectory | None = None
+        is_cuda = device.type == "cuda"
+        # Where the games read: memory that the device writes by itself, and the event after which it has.
+        self._action_host_N = torch.zeros(N, dtype=torch.int64, pin_memory=is_cuda)
+        self._copied = torch.cuda.Event() if is_cuda else None
+        self._act = self._launched("act", self.run_act)
+        self._model = self._launched("model", self.run_model)
+        self._imagine = self._launched("imagine", self.run_imagine)
+        self._agent = self._launched("agent", self.run_agent)
+
+    def _launched(self, name: str, call: Callable[[], None]) -> Callable[[], None]:
+        if not (self._config.compile and self._precision.device.type == "cuda"):
+            return call
+        own = torch.cuda.default_generators[torch.cuda.current_device()]  # dropout's
+        return Captured(name, call, self.state, [self._t.generator, own])
+
+    def see(self, obs_NYXP: Tensor) -> Tensor:
+        """Take the games' newest frames over, on the training device, before the games overwrite them."""
+        return self.seen_NYXP.copy_(obs_NYXP, non_blocking=True)
+
+    def explore(self) -> npt.NDArray[np.int64]:
+        """Uniformly random actions."""
+        t = self._t
+        u_N = torch.rand(self.action_N.shape, generator=t.generator, device=self._precision.device)
+        self.action_N.copy_(u_N * t.collector.num_actions)
+        return self._to_host()
+
+    def act(self) -> npt.NDArray[np.int64]:
+        """The policy's actions on what was seen last."""
+        self._act()
+        return self._to_host()
+
+    def update_model(self) -> None:
+        """One update of the world model; its metrics join the means."""
+        self._model()
+        self._t.model_updates += 1
+
+    def imagine(self) -> None:
+        """One rollout from fresh contexts, or from the last world-model update's."""
+        self._imagine()
+
+    def update_agent(self) -> None:
+        """One update of the agent on the last rollout; its metrics join the means."""
+        self._agent()
+
+    def run_act(self) -> None:
+        """The phase itself, as are the three below: what is captured."""
+        t = self._t
+        t.world_model.eval()
+        with self._precision.autocast():
+            self.action_N.copy_(t.policy.act(self.seen_NYXP, t.generator))
+        t.policy.remember(self.seen_NYXP, self.action_N)
+
+    def run_model(self) -> None:
+        """See `update_model`."""
+        t, m = self._t, self._config.model
+        batch = learn.sample(t.replay, self._demonstration, m.batch, m.demonstration_batch, m.length, t.generator)
+        metrics, self._context = learn.update_world_model(
+            t.world_model, t.model_optimizer, batch, t.generator, self._precision
+        )
+        t.means.add("model", metrics)
+
+    def run_imagine(self) -> None:
+        """See `imagine`."""
+        t, i = self._t, self._config.imagine
+        if i.context_source == "model_batch":
+            assert self._context is not None  # the configuration makes an agent update follow one of the model
+            context = learn.cut_context(self._context, i.imagine_batch, i.context, t.generator)
+        else:
+            batch = learn.sample(
+                t.replay, self._demonstration, i.imagine_batch, i.imagine_demonstration_batch, i.context, t.generator
+            )
+            context = learn.encode_context(t.world_model, batch, t.generator, self._precision)
+        self._trajectory = learn.imagine(t.world_model, t.agent, context, i, t.generator, self._precision)
+
+    def run_agent(self) -> None:
+        """See `update_agent`."""
+        t = self._t
+        assert self._trajectory is not None
+        t.means.add("agent", learn.update_agent(t.agent, t.agent_optimizer, self._trajectory, self._precision))
+
+    def state(self) -> list[Tensor]:
+        """Every tensor that a phase changes, but for what passes between phases."""
+        t = self._t
+        modules = [*t.world_model.state_dict(keep_vars=True).values(), *t.agent.state_dict(keep_vars=True).values()]
+        policy = [t.policy.obs_NCYXP, t.policy.action_NC, t.policy.length_N]
+        return [
+            *modules,
+            *policy,
+            *t.means.sums.values(),
+            *t.model_optimizer.tensors(),
+            *t.agent_optimizer.tensors(),
+            self.action_N,
+        ]
+
+    def _to_host(self) -> npt.NDArray[np.int64]:
+        """The actions, for the games: one copy, and the host's one wait of a step."""
+        self._action_host_N.copy_(self.action_N, non_blocking=True)
+        if self._copied is not None:
+            self._copied.record()
+            self._copied.synchronize()
+        return self._action_host_N.numpy()

@@ -1,0 +1,228 @@
+"""What CUDA graphs ask of the four phases, held on a CPU; and on a GPU the graphs themselves."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from storm_fast import build, demo
+from storm_fast.capture import HostRead, Watch, unchanged
+from storm_fast.config import Config
+from storm_fast.phases import Phases
+from storm_fast.precision import choose
+from storm_fast.replay import Replay
+from storm_fast.run import Run
+from storm_fast.train import new_training, train
+from tests.small import rows, small_config, weights
+
+PHASES = ("act", "model", "imagine", "agent")
+
+
+def started(config: Config, steps: int = 40) -> Phases:
+    """The phases of a run whose replay holds some steps and whose policy has seen some."""
+    precision = choose(config.device, config.precision)
+    build.prepare(config, precision)
+    t = new_training(config, precision)
+    N, g = t.collector.num_envs, torch.Generator().manual_seed(5)
+    demonstration = None
+    if config.demonstration != "none":
+        demonstration = demo.to_replay(demo.record("Freeway", replace(config.env, frame_cap=200), 1), precision.device)
+    phases = Phases(config, t, demonstration, precision)
+    for _ in range(steps):
+        frames_NYXP = torch.randint(256, phases.seen_NYXP.shape, generator=g, dtype=torch.uint8)
+        phases.see(frames_NYXP)
+        phases.explore()
+        t.policy.remember(phases.seen_NYXP, phases.action_N)
+        t.replay.append(frames_NYXP, phases.action_N, torch.rand(N, generator=g), torch.rand(N, generator=g) < 0.1)
+    return phases
+
+
+def step(phases: Phases) -> None:
+    """Every phase once, as training calls them."""
+    phases.act()
+    phases.update_model()
+    phases.imagine()
+    phases.update_agent()
+
+
+def everything(phases: Phases) -> list[torch.Tensor]:
+    """Copies of all that phases change, and a draw that comes after."""
+    t = phases._t
+    after = torch.Generator(phases.seen_NYXP.device)
+    after.set_state(t.generator.get_state())
+    draw = torch.rand(3, generator=after, device=after.device)
+    return [*(tensor.detach().clone() for tensor in phases.state()), draw, torch.get_rng_state()]
+
+
+CONFIGS: dict[str, Callable[[Config], Config]] = {
+    "tiny": lambda c: c,
+    "bf16": lambda c: replace(c, precision="bf16"),
+    "demonstration": lambda c: replace(c, game="Freeway", demonstration="scripted"),
+    "replay contexts, prior": lambda c: replace(
+        c,
+        imagine=replace(c.imagine, context_source="replay"),
+        loop=replace(c.loop, acting_latent="prior", acting_at_end="clear"),
+        model=replace(c.model, posterior_norm=0.0, center_frames=False, free_nats_per="step"),
+    ),
+    "paper's agent": lambda c: replace(
+        c,
+        agent=replace(
+            c.agent, bootstrap="next", critic_target="value", return_scale="batch", imagined_end="weighted",
+            agent_state="reconstruction",
+        ),
+    ),
+    "one environment": lambda c: replace(c, env=replace(c.env, num_envs=1)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_no_phase_reads_the_device_and_each_has_the_same_shapes_at_every_call(name: str) -> None:
+    phases = started(CONFIGS[name](small_config()))
+    step(phases)
+    for phase in PHASES:
+        call = getattr(phases, f"run_{phase}")
+        seen = []
+        for _ in range(2):
+            with Watch() as watch:
+                call()
+            seen.append(watch.shapes)
+        assert len(seen[0]) > 10
+        assert seen[0] == seen[1], phase
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        lambda x: x.sum().item(),
+        lambda x: bool((x > 0).any()),
+        lambda x: x[x > 0],
+        lambda x: x.nonzero(),
+        lambda x: x.masked_select(x > 0),
+        lambda x: x.index_put_((x > 0,), torch.ones(())),
+        lambda x: x + torch.tensor([1.0, 2.0]),
+        lambda x: torch.unique(x),
+        lambda x: torch.equal(x, x),
+        lambda x: torch.nn.functional.one_hot(x.long(), 9),
+        lambda x: x.to("meta"),
+    ],
+)
+def test_what_makes_the_host_wait_is_refused_and_named(fault: Callable[[Any], object]) -> None:
+    x = torch.arange(2.0)
+    with pytest.raises(HostRead, match="aten"), Watch():
+        fault(x)
+    with Watch() as watch:
+        torch.relu(x)
+    assert watch.last == "aten.relu.default"
+
+
+@pytest.mark.parametrize("steps_before", [0, 2])
+def test_a_rehearsal_leaves_no_trace(steps_before: int) -> None:
+    rehearsed, twin = started(small_config()), started(small_config())
+    for phases in (rehearsed, twin):
+        torch.manual_seed(3)
+        for _ in range(steps_before):
+            step(phases)
+    before = torch.get_rng_state()
+    with unchanged(rehearsed.state, [rehearsed._t.generator, torch.default_generator]):
+        for _ in range(3):
+            for phase in PHASES:
+                getattr(rehearsed, f"run_{phase}")()
+        assert not torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(torch.get_rng_state(), before)
+    for phases in (rehearsed, twin):
+        torch.manual_seed(4)
+        step(phases)
+        step(phases)
+    for a, b in zip(everything(rehearsed), everything(twin), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.fixture
+def sampled(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """How many rows the replay had ever been given, at each sample."""
+    held: list[int] = []
+    original = Replay.sample
+
+    def sample(self: Replay, *arguments: Any) -> Any:
+        held.append(self.appended)
+        return original(self, *arguments)
+
+    monkeypatch.setattr(Replay, "sample", sample)
+    return held
+
+
+@pytest.mark.parametrize(("overlap", "known"), [(False, 1), (True, 0)])
+def test_with_overlap_the_updates_of_a_step_do_not_know_it_yet(
+    tmp_path: Path, sampled: list[int], overlap: bool, known: int
+) -> None:
+    small = small_config(steps=48)
+    config = replace(small, loop=replace(small.loop, overlap=overlap))
+    assert train(Run(tmp_path / "run", config), False)
+    warmup = small.loop.warmup // small.env.num_envs
+    assert sampled == [warmup + known + i for i in range(len(sampled))]
+    assert len(sampled) == 8
+    assert rows(tmp_path / "run", "metrics.jsonl")[-1]["step"] == 48
+    assert len(weights(tmp_path / "run", 48)) > 10
+
+
+def test_actions_reach_the_games_as_they_were_drawn() -> None:
+    phases = started(small_config())
+    for call in (phases.explore, phases.act, phases.act):
+        host_N = call()
+        assert host_N.dtype == np.int64
+        assert host_N.tolist() == phases.action_N.tolist()
+
+
+def on_gpu(**changes: Any) -> Config:
+    """The small configuration with Triton's kernels on a GPU."""
+    return replace(small_config(), device="cuda", **changes)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_captured_training_equals_eager_training(precision: str) -> None:
+    runs = []
+    for compile in (False, True):
+        phases = started(on_gpu(precision=precision, compile=compile))
+        torch.manual_seed(3)  # dropout's generator, which the two share
+        for _ in range(50):
+            step(phases)
+        runs.append(everything(phases))
+    # The same kernels on the same numbers; sums by atomic additions may be ordered otherwise.
+    for a, b in zip(*runs, strict=True):
+        if a.is_floating_point():
+            tolerance = 1e-4 if precision == "fp32" else 2e-2
+            assert (a - b).norm() <= tolerance * (a.norm() + 1e-3)
+
+
+@pytest.mark.gpu
+def test_a_captured_step_draws_anew_never_waits_and_keeps_to_its_memory() -> None:
+    phases = started(on_gpu(compile=True))
+    step(phases)
+    first = everything(phases)
+    with_errors = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(3):
+            step(phases)
+    finally:
+        torch.cuda.set_sync_debug_mode(with_errors)
+    assert not torch.equal(first[-2], everything(phases)[-2])
+    torch.cuda.synchronize()
+    held = torch.cuda.memory_allocated()
+    for _ in range(10_000):
+        step(phases)
+    torch.cuda.synchronize()
+    assert torch.cuda.memory_allocated() == held
+
+
+@pytest.mark.gpu
+def test_what_cannot_be_captured_is_an_error_that_names_the_operation() -> None:
+    phases = started(on_gpu(compile=True))
+    phases._t.means.add = lambda _, metrics: metrics["total"].item()  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError, match=r"`model` is not, at aten\._local_scalar_dense"):
+        phases.update_model()
