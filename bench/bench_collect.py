@@ -33,8 +33,8 @@ except ImportError:
 Actions = npt.NDArray[np.int64]
 Run = Callable[[Actions], Any]
 
-ROUNDS = 15
-STEPS = 512  # environment steps a round, over all environments
+ROUNDS = 21
+STEPS = 256  # environment steps a round, over all environments
 SLOW = {"Sync": 4, "Async": 4}  # these take so much fewer of them, so that neighbours stay near in time
 STICKY, SKIP, SIZE = 0.25, 4, 64
 THREADS = sorted({1, 2, cores()})

@@ -1,102 +1,192 @@
-"""The parts of one training step at full size (preset `storm`, 18 actions): `pytest bench/ --benchmark-only`.
+"""A training step at full size (preset `storm`, 18 actions), phase by phase, in every form that this machine runs.
 
-Cases are named <form>-<phase>: the eager step on the references and, on a GPU, on the kernels. A CPU runs three rounds
-of each.
+Cases are `<phase>-<form>`. Phases: act, append, model, imagine, agent and whole, which is all of them. Forms:
+
+    reference   eager PyTorch on the kernels' definitions        kernels    eager, Triton's kernels (GPU)
+    captured    four CUDA graphs: --compile (GPU)                compiled   the fast paths: --compile (CPU)
+    released    the authors' code, where STORM_RELEASED names a checkout of it
+
+All forms take their steps in turn within a round, so that a machine that drifts drifts for all; what pytest-benchmark
+then times are those rounds, played back. On a GPU the phases are timed between waits for the device, and `whole` is a
+run of steps without any. Each case states the arithmetic of its products, the share of the floor (that arithmetic at
+the rate which large products reach here) and what every other form takes over it.
 """
 
-from collections.abc import Callable, Iterator
+import time
 from dataclasses import replace
-from typing import Any, Literal
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from bench.forms import FORMS
-from storm_fast import build, learn
+from bench.ceilings import measure
+from bench.conftest import device_timer, playing_back
+from bench.forms import DEVICE
+from bench.released import Released, why_absent
+from storm_fast import build
+from storm_fast.checkpoint import Training
 from storm_fast.config import preset
 from storm_fast.kernels import backend
+from storm_fast.metrics import MeanMetrics
 from storm_fast.optimizer import Optimizer
+from storm_fast.phases import Phases
 from storm_fast.policy import Policy
-from storm_fast.precision import choose
+from storm_fast.precision import Precision, choose
 from storm_fast.replay import Replay
 from storm_fast.world_model import FRAME
 
 ACTIONS = 18
+IS_GPU = DEVICE.type == "cuda"
+FORMS = [*(["reference", "kernels", "captured"] if IS_GPU else ["reference", "compiled"]), "released"]
+PHASES = ("act", "append", "model", "imagine", "agent")
+ROUNDS = 20 if IS_GPU else 5
+FREE_STEPS = 20  # steps of a round of `whole` on a GPU
 
 
-class Step:
-    """Everything a step touches, and each phase as a call."""
+class Ours:
+    """A run of ours in one form, without games."""
 
-    def __init__(self, form: Literal["reference", "triton"]) -> None:
-        self.config, self.precision = replace(preset("storm"), kernels=form), choose("auto", "auto")
-        build.prepare(self.config, self.precision)
-        device = self.precision.device
-        self.world_model, self.agent = build.networks(self.config, ACTIONS, self.precision)
-        m, a = self.config.model, self.config.agent
-        self.model_optimizer = Optimizer(self.world_model, m.model_lr, 1e-8, m.model_clip)
-        self.agent_optimizer = Optimizer(self.agent, a.agent_lr, 1e-5, a.agent_clip)
-        self.replay = Replay(2000, 1, FRAME, device)
-        self.policy = Policy(self.world_model, self.agent, self.config.loop, 1, device)
-        self.g = torch.Generator(device).manual_seed(0)
-        self.obs_1YXP = torch.randint(256, (1, *FRAME), generator=self.g, dtype=torch.uint8, device=device)
+    def __init__(self, form: str, precision: Precision) -> None:
+        kernels = "reference" if form == "reference" or not IS_GPU else "triton"
+        config = replace(preset("storm"), kernels=kernels, compile=form in ("captured", "compiled"))
+        self.backend: backend.Backend = build.resolve_kernels(config.kernels, precision.device)
+        build.prepare(config, precision)
+        world_model, agent = build.networks(config, ACTIONS, precision)
+        self.t = Training(
+            world_model,
+            agent,
+            Optimizer(world_model, config.model.model_lr, 1e-8, config.model.model_clip),
+            Optimizer(agent, config.agent.agent_lr, 1e-5, config.agent.agent_clip),
+            Replay(2000, 1, FRAME, DEVICE),
+            SimpleNamespace(num_envs=1, num_actions=ACTIONS),  # type: ignore[arg-type]  # no games
+            Policy(world_model, agent, config.loop, 1, DEVICE),
+            MeanMetrics(DEVICE),
+            torch.Generator(DEVICE).manual_seed(0),
+        )
+        self.phases = Phases(config, self.t, None, precision)
+        self.obs_1YXP = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (1, *FRAME), dtype=np.uint8))
         for _ in range(200):
             self.append()
-        self.trajectory = self.imagine()
 
     def act(self) -> None:
         """One action from 16 frames."""
-        self.world_model.eval()
-        with self.precision.autocast():
-            action_1 = self.policy.act(self.obs_1YXP, self.g)
-        self.policy.remember(self.obs_1YXP, action_1)
+        self.phases.see(self.obs_1YXP)
+        self.phases.act()
 
     def append(self) -> None:
         """One step into the replay."""
-        self.replay.append(self.obs_1YXP, torch.zeros(1), torch.zeros(1), torch.zeros(1))
+        self.t.replay.append(self.phases.seen_NYXP, self.phases.action_N, torch.zeros(1), torch.zeros(1))
 
     def model(self) -> None:
         """One world-model update on 16 x 64."""
-        batch = learn.sample(self.replay, None, self.config.model.batch, 0, self.config.model.length, self.g)
-        learn.update_world_model(self.world_model, self.model_optimizer, batch, self.g, self.precision)
+        self.phases.update_model()
 
-    def imagine(self) -> learn.Trajectory:
+    def imagine(self) -> None:
         """One rollout of 1024 x (8 + 16)."""
-        i = self.config.imagine
-        batch = learn.sample(self.replay, None, i.imagine_batch, 0, i.context, self.g)
-        context = learn.encode_context(self.world_model, batch, self.g, self.precision)
-        return learn.imagine(self.world_model, self.agent, context, i, self.g, self.precision)
+        self.phases.imagine()
 
-    def update(self) -> None:
+    def agent(self) -> None:
         """One agent update on that rollout."""
-        learn.update_agent(self.agent, self.agent_optimizer, self.trajectory, self.precision)
-
-    def whole(self) -> None:
-        """All of a step but the emulator."""
-        self.act()
-        self.append()
-        self.model()
-        self.trajectory = self.imagine()
-        self.update()
+        self.phases.update_agent()
 
 
-@pytest.fixture(scope="module", params=[form for form in FORMS if form != "compiled"])
-def step(request: pytest.FixtureRequest) -> Iterator[Step]:
-    with backend.using(backend.chosen()):
-        yield Step(request.param)
+class _Measured:
+    """Every round's seconds by phase and form, and what else a form takes."""
+
+    def __init__(self) -> None:
+        self.precision = choose("auto", "auto")
+        self.rate = measure(DEVICE, self.precision.dtype).flops_per_s
+        why = why_absent()
+        self.absent = {"released": why} if why else {}
+        self.seconds: dict[tuple[str, str], list[float]] = {}
+        self.beside: dict[str, dict[str, float]] = {}  # by form: of a free run of whole steps
+        forms: dict[str, Any] = {}
+        for form in FORMS:
+            if form == "released" and not why:
+                forms[form] = Released(DEVICE, ACTIONS, self.precision.dtype)
+            elif form != "released":
+                forms[form] = Ours(form, self.precision)
+        self.flops = self._flops(forms["reference"])
+        random = np.random.default_rng(0)
+        for turn in range(ROUNDS + 1):
+            for form in sorted(forms, key=lambda _: random.random()):
+                with backend.using(getattr(forms[form], "backend", "auto")):
+                    self._round(form, forms[form], keep=turn > 0)
+
+    @staticmethod
+    def _flops(reference: Ours) -> dict[str, int]:
+        """Of the products and convolutions of each phase, forward and backward."""
+        found = {}
+        with backend.using("reference"):
+            for phase in PHASES:
+                with FlopCounterMode(display=False) as counter:
+                    getattr(reference, phase)()
+                found[phase] = counter.get_total_flops()
+        return found | {"whole": sum(found.values())}
+
+    def _round(self, name: str, form: Any, keep: bool) -> None:
+        took = {}
+        for phase in PHASES:
+            start_s = device_timer()
+            getattr(form, phase)()
+            took[phase] = device_timer() - start_s
+        took["whole"] = sum(took.values())
+        if IS_GPU:
+            torch.cuda.reset_peak_memory_stats()
+            start_s, start_j = device_timer(), _joules()
+            for _ in range(FREE_STEPS):
+                for phase in PHASES:
+                    getattr(form, phase)()
+            host_s = time.perf_counter() - start_s
+            phases_s = took["whole"]
+            took["whole"] = (device_timer() - start_s) / FREE_STEPS
+            self.beside[name] = {
+                "host_ms": 1e3 * host_s / FREE_STEPS,
+                "phases_apart_ms": 1e3 * phases_s,
+                "joules": (_joules() - start_j) / FREE_STEPS,
+                "peak_gb": torch.cuda.max_memory_allocated() / 1e9,
+            }
+        if keep:
+            for phase, s in took.items():
+                self.seconds.setdefault((phase, name), []).append(s)
 
 
-PHASES: dict[str, Callable[[Step], object]] = {
-    "act": Step.act,
-    "append": Step.append,
-    "model": Step.model,
-    "imagine": Step.imagine,
-    "agent": Step.update,
-    "whole": Step.whole,
-}
+def _joules() -> float:
+    """What the GPU has used since its driver was loaded."""
+    import pynvml  # here, since machines without a GPU have no driver library to load
+
+    pynvml.nvmlInit()
+    handle = pynvml.nvmlDeviceGetHandleByIndex(torch.cuda.current_device())
+    return float(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)) / 1e3
 
 
-@pytest.mark.parametrize("phase", PHASES)
-def bench_step(benchmark: Any, step: Step, phase: str) -> None:
-    rounds = 20 if step.precision.device.type == "cuda" or phase in ("act", "append") else 3
-    benchmark.extra_info["device"] = str(step.precision)
-    benchmark.pedantic(PHASES[phase], args=(step,), rounds=rounds, warmup_rounds=1)
+@pytest.fixture(scope="module")
+def measured() -> _Measured:
+    """All rounds of all forms, interleaved."""
+    return _Measured()
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("phase", [*PHASES, "whole"])
+def bench_step(benchmark: Any, measured: _Measured, phase: str, form: str) -> None:
+    if form in measured.absent:
+        pytest.skip(f"absent: {measured.absent[form]}")
+    seconds = np.array(measured.seconds[phase, form])
+    median = float(np.median(seconds))
+    benchmark.group = f"step: {phase}"
+    benchmark.extra_info |= {
+        "device": str(measured.precision),
+        "tflop": measured.flops[phase] / 1e12,
+        "share_of_floor": measured.flops[phase] / measured.rate / median,
+        # Of each round's own, since a shared machine changes more from round to round than within one.
+        "over_this": {
+            other: float(np.median(np.array(measured.seconds[phase, other]) / seconds))
+            for other in FORMS
+            if (phase, other) in measured.seconds
+        },
+    } | (measured.beside.get(form, {}) if phase == "whole" else {})
+    with playing_back(seconds.tolist()) as play:
+        benchmark.pedantic(play, rounds=len(seconds))

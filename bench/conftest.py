@@ -73,10 +73,25 @@ def replaying(call: Callable[[], Any]) -> Iterator[Callable[[], None]]:
         _CLOCK.is_device = False
 
 
+@contextmanager
+def playing_back(seconds: list[float]) -> Iterator[Callable[[], None]]:
+    """In the block the clock advances with each call by what a round took when it was measured."""
+    rounds = iter(seconds)
+
+    def play() -> None:
+        _CLOCK.replayed_s += next(rounds)
+
+    _CLOCK.is_device = True
+    try:
+        yield play
+    finally:
+        _CLOCK.is_device = False
+
+
 @pytest.fixture(scope="session")
 def ceilings() -> Ceilings:
     """What this device reaches in copying and in products."""
-    return measure(DEVICE)
+    return measure(DEVICE, torch.bfloat16 if DEVICE.type == "cuda" else torch.float32)
 
 
 @pytest.fixture
@@ -119,6 +134,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     benchmarks = getattr(session, "benchmarks", [])
     _kernel_rates(terminalreporter, [b for b in benchmarks if "GB/s" in b.extra_info])
     _collector_rates(terminalreporter, [b for b in benchmarks if "steps_per_s" in b.extra_info])
+    _step_forms(terminalreporter, [b for b in benchmarks if "over_this" in b.extra_info])
 
 
 def _kernel_rates(terminalreporter: Any, rows: list[Any]) -> None:
@@ -143,3 +159,21 @@ def _collector_rates(terminalreporter: Any, rows: list[Any]) -> None:
         terminalreporter.write_line(f"{b.name:32s} ours {rates['ours']:,.0f} | " + " | ".join(cells))
         for name in b.extra_info["absent"]:
             terminalreporter.write_line(f"{'':32s} absent: {name}")
+
+
+def _step_forms(terminalreporter: Any, rows: list[Any]) -> None:
+    """Milliseconds of each phase in each form, and the other forms over it."""
+    if rows:
+        terminalreporter.section("a training step: milliseconds, share of the floor, and each form / this one")
+    for b in rows:
+        x = b.extra_info
+        ratios = " ".join(f"{name} {ratio:.2f}x" for name, ratio in x["over_this"].items())
+        terminalreporter.write_line(
+            f"{b.name:32s}{1e3 * b.stats.median:12.2f} ms (IQR {1e3 * b.stats.iqr:9.2f})"
+            f"{100 * x['share_of_floor']:6.1f} % of {x['tflop']:.4f} TFLOP | {ratios}"
+        )
+        if "joules" in x:
+            terminalreporter.write_line(
+                f"{'':32s}host {x['host_ms']:.2f} ms, phases apart {x['phases_apart_ms']:.2f} ms, "
+                f"{x['joules']:.2f} J, peak {x['peak_gb']:.2f} GB"
+            )

@@ -26,15 +26,15 @@ _CONSTANTS = frozenset({"lift_fresh", "lift_fresh_copy"})
 """What torch.tensor(...) becomes: a value of the host's, copied to the device at every call."""
 
 
-class HostRead(RuntimeError):
+class HostReadError(RuntimeError):
     """A call made the host wait for the device, which a graph cannot record."""
 
 
 class Watch(TorchDispatchMode):
-    """Inside, an operation that reads the device from the host, or copies to it from the host, raises HostRead."""
+    """Inside, an operation that reads the device from the host, or copies to it from the host, raises HostReadError."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's own
         self.last = "nothing yet"
         self.shapes: list[tuple[str, tuple[int, ...]]] = []  # of all results, in order
 
@@ -45,7 +45,7 @@ class Watch(TorchDispatchMode):
         name = func.__name__
         short = name.split(".")[0]
         if name in _READS or short in _READS or short in _CONSTANTS or _has_mask(short, args) or _crosses(args, kwargs):
-            raise HostRead(f"want operations that never make the host wait; got {func}")
+            raise HostReadError(f"want operations that never make the host wait; got {func}")
         result = func(*args, **(kwargs or {}))
         if isinstance(result, Tensor):
             self.shapes.append((name, tuple(result.shape)))
@@ -63,9 +63,9 @@ def _crosses(args: Any, kwargs: Any) -> bool:
     """Whether tensors of the host meet tensors of a device, other than 0-d ones, which kernels take as numbers."""
     tensors = [x for x in (*args, *(kwargs or {}).values()) if isinstance(x, Tensor) and x.ndim > 0]
     wanted = (kwargs or {}).get("device")
-    devices = {x.device.type for x in tensors} | (
-        {torch.device(wanted).type} if wanted is not None and tensors else set()
-    )
+    devices = {x.device.type for x in tensors}
+    if tensors and wanted is not None:
+        devices.add(torch.device(wanted).type)
     return len(devices) > 1
 
 

@@ -39,8 +39,10 @@ _PARTS = ("model_optimizer", "agent_optimizer", "collector", "policy", "means")
 
 def save(run: Run, training: Training) -> None:
     """Write checkpoint `training.step`."""
-    first = max(run.saved_rows, training.replay.appended - training.replay.rows)
+    oldest = max(0, training.replay.appended - training.replay.rows)
+    first = max(run.saved_rows, oldest)
     run.save_replay_rows(first, training.replay.rows_since(first))
+    run.forget_replay_rows(oldest)
     state = {name: _plain(getattr(training, name).state_dict()) for name in _PARTS}
     state |= {"step": training.step, "model_updates": training.model_updates}
     state |= {"replay_rows": training.replay.appended, "random": _random_state(training.generator)}
@@ -59,8 +61,7 @@ def restore(run: Run, training: Training) -> None:
     for name in _PARTS:
         getattr(training, name).load_state_dict(state[name])
     for first, rows in chunks:
-        if first + len(rows["action"]) > state["replay_rows"] - training.replay.rows:
-            training.replay.restore(first, rows)
+        training.replay.restore(first, rows)
     training.step, training.model_updates = state["step"], state["model_updates"]
     random, generator = state["random"], training.generator
     torch.set_rng_state(random["cpu"])

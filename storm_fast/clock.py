@@ -40,7 +40,7 @@ class PhaseClock:
         return self._host(phase, self._host_ms)
 
     def pop(self, steps: int) -> dict[str, float]:
-        """Milliseconds per step of each phase, and the share of the time in which the device had one, since the last call.
+        """Milliseconds per step of each phase since the last call, and the share of it that they fill.
 
         Waits for the phases to end.
         """

@@ -1,4 +1,4 @@
-"""The four phases of a training step, each a call without arguments: eager or, under --compile on a GPU, one CUDA graph.
+"""The four phases of a training step, calls without arguments: eager or, under --compile on a GPU, a CUDA graph each.
 
     act      seen frames -> actions        model    one update of the world model
     imagine  contexts -> a trajectory      agent    one update of actor and critic on it

@@ -1,7 +1,8 @@
 """The run folder: configuration, metrics, episodes, checkpoints. Everything a run leaves behind, and how it resumes.
 
     config.json  env.json  metrics.jsonl  episodes.jsonl  tensorboard/  demonstration.npz (if there is one)
-    replay/<first>-<end>.npz     rows of the replay, each written once, by the checkpoint that came after them
+    replay/<first>-<end>.npz     rows of the replay, each written once, by the checkpoint that came after them; kept
+                                 while a checkpoint that can be resumed needs them
     ckpt/<step>/model.safetensors  state.pt  manifest.json     complete or absent: written aside, then renamed
     eval/<step>.json
 
@@ -12,6 +13,7 @@ for every checkpoint, `state.pt` (optimisers, random numbers, emulators) for the
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import shutil
@@ -96,6 +98,7 @@ class Run:
         _sync(final.parent)
         for old in self.checkpoints()[:-STATES_KEPT]:
             (self.path / "ckpt" / str(old) / "state.pt").unlink(missing_ok=True)
+        self._drop_chunks()
 
     def save_replay_rows(self, first: int, rows: dict[str, Tensor]) -> None:
         """Write rows first, first + 1, ... of the replay as one compressed chunk."""
@@ -110,6 +113,21 @@ class Run:
         _sync(file.parent)
         self._chunks.append({"file": file.name, "first": first, "count": count, "sha256": _digest(file)})
         self._saved_rows = first + count
+
+    def forget_replay_rows(self, first: int) -> None:
+        """Leave chunks that end before row `first`, which the ring has overwritten, out of checkpoints from now on."""
+        self._chunks = [chunk for chunk in self._chunks if chunk["first"] + chunk["count"] > first]
+
+    def _drop_chunks(self) -> None:
+        """Delete the chunks that no checkpoint needs from which this run can be resumed."""
+        try:
+            manifests = [self._manifest(step, only=()) for step in self.checkpoints()[-STATES_KEPT:]]
+        except InputError:  # an older one is damaged: what it needs is not known, and nothing is lost by keeping it
+            return
+        needed = {chunk["file"] for manifest in manifests for chunk in manifest["replay"]}
+        for file in (self.path / "replay").iterdir():
+            if file.name not in needed:
+                file.unlink()
 
     @property
     def saved_rows(self) -> int:
@@ -167,9 +185,16 @@ class Run:
                 _write(file, "".join(kept))
 
     def append_rows(self, name: str, rows: list[dict[str, Any]]) -> None:
-        """Append rows to metrics.jsonl or episodes.jsonl."""
+        """Append rows to metrics.jsonl or episodes.jsonl; numbers that JSON has no word for, such as NaN, as null."""
+        finite = [
+            {
+                key: None if isinstance(value, float) and not math.isfinite(value) else value
+                for key, value in row.items()
+            }
+            for row in rows
+        ]
         with (self.path / name).open("a") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
+            file.writelines(json.dumps(row, allow_nan=False) + "\n" for row in finite)
 
 
 def check_free(path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from storm_fast import build, demo
-from storm_fast.capture import HostRead, Watch, unchanged
+from storm_fast.capture import HostReadError, Watch, unchanged
 from storm_fast.config import Config
 from storm_fast.phases import Phases
 from storm_fast.precision import choose
@@ -112,7 +112,7 @@ def test_no_phase_reads_the_device_and_each_has_the_same_shapes_at_every_call(na
 )
 def test_what_makes_the_host_wait_is_refused_and_named(fault: Callable[[Any], object]) -> None:
     x = torch.arange(2.0)
-    with pytest.raises(HostRead, match="aten"), Watch():
+    with pytest.raises(HostReadError, match="aten"), Watch():
         fault(x)
     with Watch() as watch:
         torch.relu(x)

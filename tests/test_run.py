@@ -83,6 +83,31 @@ def test_a_checkpoint_gives_back_what_was_saved(run: Run) -> None:
     assert [first for first, _ in Run.open(run.path).load_state(10)[1]] == [0]
 
 
+def test_rows_that_the_ring_has_overwritten_are_neither_read_nor_kept(run: Run) -> None:
+    save(run, 10)  # rows 0 to 2
+    save(run, 20)  # and 3 to 5
+    run.forget_replay_rows(3)
+    save(run, 30)
+    assert [first for first, _ in Run.open(run.path).load_state(30)[1]] == [3, 6]
+    assert [first for first, _ in Run.open(run.path).load_state(20)[1]] == [0, 3]  # that one still needs them
+    run.forget_replay_rows(4)  # of which one row is gone
+    save(run, 40)
+    assert [first for first, _ in Run.open(run.path).load_state(40)[1]] == [3, 6, 9]
+    assert sorted(file.name for file in (run.path / "replay").iterdir()) == ["3-6.npz", "6-9.npz", "9-12.npz"]
+
+
+def test_a_damaged_older_checkpoint_does_not_keep_a_new_one_from_being_written(run: Run) -> None:
+    save(run, 10)
+    (run.path / "ckpt/10/manifest.json").write_text("{")
+    save(run, 20)
+    assert loaded(run.path, 20)[0] == 20
+
+
+def test_numbers_that_json_lacks_become_null(run: Run) -> None:
+    run.append_rows("metrics.jsonl", [{"step": 1, "loss": float("nan"), "norm": float("inf"), "x": 0.5}])
+    assert json.loads((run.path / "metrics.jsonl").read_text()) == {"step": 1, "loss": None, "norm": None, "x": 0.5}
+
+
 def _half(write: Callable[..., Any], target: Callable[..., Path]) -> Callable[..., Any]:
     """A writer that leaves half a file and then fails as a full disk does."""
 
