@@ -66,13 +66,18 @@ def rollout(world_model: WorldModel, agent: Agent, context: Context, u: Uniforms
     cache = world_model.transformer.new_cache(context.action_BC.shape[0], C + T)
     h_BD = world_model.transformer.prefill(context.z_BCZ, context.action_BC, cache)[:, -1]
     z_BZ = world_model.predict(h_BD, u.start_BG)
-    states, actions, rewards, ends = [agent_state(world_model, agent, z_BZ, h_BD)], [], [], []
+    states, actions, features = [agent_state(world_model, agent, z_BZ, h_BD)], [], []
     for t in range(T):
-        action_B = agent.act(states[-1], u.action_TB[t])
-        h_BD = world_model.transformer.step(z_BZ, action_B, cache, C + t)
-        actions.append(action_B)
-        rewards.append(world_model.reward(z_BZ, h_BD))
-        ends.append(agent.end(world_model.end_logit(z_BZ, h_BD)))
+        actions.append(agent.act(states[-1], u.action_TB[t]))
+        h_BD = world_model.transformer.step(z_BZ, actions[-1], cache, C + t)
+        features.append(world_model.features(z_BZ, h_BD))
         z_BZ = world_model.predict(h_BD, u.prior_TBG[t])
         states.append(agent_state(world_model, agent, z_BZ, h_BD))
-    return Trajectory(torch.stack(states, 1), torch.stack(actions, 1), torch.stack(rewards, 1), torch.stack(ends, 1))
+    # Nothing that is imagined depends on reward or end: both heads run once, over all steps.
+    features_BTF = torch.stack(features, 1)
+    return Trajectory(
+        torch.stack(states, 1),
+        torch.stack(actions, 1),
+        world_model.reward(features_BTF),
+        agent.end(world_model.end_logit(features_BTF)),
+    )

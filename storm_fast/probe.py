@@ -74,7 +74,7 @@ def _replayed(
     total_B = torch.zeros(B, dtype=torch.float64, device=action_BT.device)
     for t, action_B in enumerate(action_BT.unbind(1)):
         h_BD = world_model.transformer.step(z_BZ, action_B, cache, C + t)
-        total_B += world_model.reward(z_BZ, h_BD)
+        total_B += world_model.reward(world_model.features(z_BZ, h_BD))
         z_BZ = world_model.predict(h_BD, u_prior_TBG[t])
     return total_B
 

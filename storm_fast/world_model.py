@@ -133,7 +133,7 @@ class WorldModel(nn.Module):
             guess_BTZ = categorical.sample(prior_logits_BTGC, u_prior_BTG, self.config.unimix).flatten(2)
             # The first step has no past to be predicted from; the loss leaves it out.
             decoded_BTZ = torch.cat([z_BTZ[:, :1], guess_BTZ[:, :-1]], dim=1)
-        features_BTF = h_BTD if self.config.predictor_input == "hidden" else z_BTZ
+        features_BTF = self.features(z_BTZ, h_BTD)
         return Predictions(
             embedding_NE.unflatten(0, (B, T)),
             post_logits_BTGC,
@@ -197,13 +197,16 @@ class WorldModel(nn.Module):
         """Sample the next latent z_NZ from the prior that follows hidden state h."""
         return categorical.sample(self._prior_logits(h_ND), u_NG, self.config.unimix).flatten(-2)
 
-    def reward(self, z_NZ: Tensor, h_ND: Tensor) -> Tensor:
-        """Expected reward, float32 [N], of the step whose latent is z and whose hidden state is h."""
-        return twohot.decode(self.reward_head(h_ND if self.config.predictor_input == "hidden" else z_NZ))
+    def features(self, z_NZ: Tensor, h_ND: Tensor) -> Tensor:
+        """What reward and end are read from, of the step whose latent is z and whose hidden state is h."""
+        return h_ND if self.config.predictor_input == "hidden" else z_NZ
 
-    def end_logit(self, z_NZ: Tensor, h_ND: Tensor) -> Tensor:
-        """Logit, float32 [N], that the same step ends the episode or loses a life."""
-        features_NF = h_ND if self.config.predictor_input == "hidden" else z_NZ
+    def reward(self, features_NF: Tensor) -> Tensor:
+        """Expected reward, float32 [N]."""
+        return twohot.decode(self.reward_head(features_NF))
+
+    def end_logit(self, features_NF: Tensor) -> Tensor:
+        """Logit, float32 [N], that the step ends the episode or loses a life."""
         logit_N: Tensor = self.end_head(features_NF).squeeze(-1).float()
         return logit_N
 

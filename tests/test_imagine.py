@@ -35,8 +35,10 @@ def test_trajectory_equals_full_passes_without_a_cache() -> None:
             assert torch.equal(got.action_BT[:, t], action_B)
             z_BTZ, action_BT = torch.cat([z_BTZ, z_BZ[:, None]], 1), torch.cat([action_BT, action_B[:, None]], 1)
             h_BD = model.transformer(z_BTZ, action_BT)[:, -1]
-            torch.testing.assert_close(got.reward_BT[:, t], model.reward(z_BZ, h_BD), rtol=1e-3, atol=1e-5)
-            assert torch.equal(got.end_BT[:, t], (model.end_logit(z_BZ, h_BD) > 0).float())
+            torch.testing.assert_close(
+                got.reward_BT[:, t], model.reward(model.features(z_BZ, h_BD)), rtol=1e-3, atol=1e-5
+            )
+            assert torch.equal(got.end_BT[:, t], (model.end_logit(model.features(z_BZ, h_BD)) > 0).float())
             z_BZ = model.predict(h_BD, u.prior_TBG[t])
     assert got.state_BSF.shape == (6, T + 1, Z + D)
 

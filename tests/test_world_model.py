@@ -116,8 +116,10 @@ def test_predictor_at_front_reads_the_latent_and_not_the_past() -> None:
     rear = networks.world_model().eval()
     front = networks.world_model(predictor_input="latent").eval()
     for model, reads_hidden in ((rear, True), (front, False)):
-        same_z = torch.equal(model.reward(z_NZ, h_ND), model.reward(z_NZ, h_ND + 1))
-        same_h = torch.equal(model.end_logit(z_NZ, h_ND), model.end_logit(z_NZ + 1, h_ND))
+        same_z = torch.equal(model.reward(model.features(z_NZ, h_ND)), model.reward(model.features(z_NZ, h_ND + 1)))
+        same_h = torch.equal(
+            model.end_logit(model.features(z_NZ, h_ND)), model.end_logit(model.features(z_NZ + 1, h_ND))
+        )
         assert (same_z, same_h) == (not reads_hidden, reads_hidden)
     p = predict(front)
     torch.testing.assert_close(p.reward_logits_BTV, front.reward_head(p.z_BTZ))

@@ -88,7 +88,7 @@ class Collector:
     def send(self, action_N: npt.NDArray[np.int64], out: Frames | None = None) -> None:
         """Begin one step; see `AnyCollector.send`."""
         target = self._target(out)
-        # The extension checks too, before any game steps; checking here costs 3 us, so it is left for what that refuses.
+        # The extension checks too, before any game steps; checking here costs 3 us and is left for what that refuses.
         if type(action_N) is not np.ndarray or action_N.dtype != np.int64:
             action_N = checked_actions(action_N, self.num_envs, self.num_actions)
         try:
