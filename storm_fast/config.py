@@ -187,7 +187,7 @@ class AgentConfig:
     """largest joint global norm of the gradients of actor and critic (Table 10)"""
     agent_start: int = 0
     """world-model updates that go before the one with the agent's first (released: 0). DEVIATION in `tiny`:
-    1,000, imagination in an untrained model teaches nothing"""
+    1,200, imagination in an untrained model teaches nothing"""
 
     def __post_init__(self) -> None:
         _want(self.agent_width >= 1, "--agent-width of at least 1", self.agent_width)
@@ -257,7 +257,7 @@ class Config:
     """`none`; `auto`, scripted for a game that has a script and else none; `scripted`, recorded on the spot
     by a scripted policy (Freeway); or a file.npz (sec. 5.3)"""
     demonstration_episodes: int = 1
-    """episodes that a scripted demonstration has (STORM sec. 5.3: one trajectory). DEVIATION in `tiny`: 4, the 18
+    """episodes that a scripted demonstration has (STORM sec. 5.3: one trajectory). DEVIATION in `tiny`: 8, the 18
     crossings of one are too few examples of what earns reward"""
     checkpoint_every: int = 2500
     """steps between checkpoints (sec. 4.2)"""
@@ -318,7 +318,7 @@ def _tiny() -> Config:
         scored_step=None,
         threads=2,
         demonstration="auto",
-        demonstration_episodes=4,
+        demonstration_episodes=8,
         checkpoint_every=2_500,
         log_every=200,
         env=EnvConfig(num_envs=4),
@@ -341,8 +341,8 @@ def _tiny() -> Config:
             model_lr=1e-3,
         ),
         imagine=ImagineConfig(imagine_batch=96, imagine_demonstration_batch=0, context=4, context_source="model_batch"),
-        agent=AgentConfig(agent_width=128, agent_lr=1e-3, entropy=1e-4, agent_start=1000),
-        loop=LoopConfig(model_every=4, agent_every=8, acting_context=8, acting_latent="posterior"),
+        agent=AgentConfig(agent_width=128, agent_lr=1e-3, entropy=1e-4, agent_start=1200),
+        loop=LoopConfig(model_every=3, agent_every=12, acting_context=8, acting_latent="posterior"),
     )
 
 
