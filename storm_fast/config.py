@@ -211,7 +211,8 @@ class LoopConfig:
     agent_every: int = 1
     """steps per agent update, counted over all environments (Table 10)"""
     acting_context: int = 16
-    """newest steps the policy sees (Table 10, "environment context length")"""
+    """newest steps the policy sees (Table 10, "environment context length"; `tiny`: 4, as many as imagination starts
+    from)"""
     acting_latent: Literal["prior", "posterior"] = "prior"
     """`prior`: z is predicted from the past, the newest frame is not yet seen, as in imagination (released);
     `posterior`: z is encoded from the newest frame. DEVIATION in `tiny`, whose prior is weaker"""
@@ -314,12 +315,12 @@ def _tiny() -> Config:
     return Config(
         preset="tiny",
         game="Freeway",
-        steps=10_000,
+        steps=9_000,
         scored_step=None,
         threads=2,
         demonstration="auto",
         demonstration_episodes=8,
-        checkpoint_every=2_500,
+        checkpoint_every=3_000,
         log_every=200,
         env=EnvConfig(num_envs=4),
         model=ModelConfig(
@@ -342,7 +343,7 @@ def _tiny() -> Config:
         ),
         imagine=ImagineConfig(imagine_batch=96, imagine_demonstration_batch=0, context=4, context_source="model_batch"),
         agent=AgentConfig(agent_width=128, agent_lr=1e-3, entropy=1e-4, agent_start=1200),
-        loop=LoopConfig(model_every=3, agent_every=12, acting_context=8, acting_latent="posterior"),
+        loop=LoopConfig(model_every=3, agent_every=12, acting_context=4, acting_latent="posterior"),
     )
 
 
