@@ -2,9 +2,11 @@
 
 Cases are `<phase>-<form>`. Phases: act, append, model, imagine, agent and whole, which is all of them. Forms:
 
-    reference   eager PyTorch on the kernels' definitions        kernels    eager, Triton's kernels (GPU)
-    captured    four CUDA graphs: --compile (GPU)                compiled   the fast paths: --compile (CPU)
-    released    the authors' code, where STORM_RELEASED names a checkout of it
+    reference   on a GPU eager PyTorch on the kernels' definitions; on a CPU in float32
+    kernels     eager, Triton's kernels (GPU)
+    captured    four CUDA graphs: --compile (GPU)
+    compiled    what training runs on a CPU: bf16 in channels_last where the processor has it
+    released    the authors' code, in bf16 as released; released_fp32 without its autocast (CPU)
 
 All forms take their steps in turn within a round, so that a machine that drifts drifts for all; what pytest-benchmark
 then times are those rounds, played back. On a GPU the phases are timed between waits for the device, and `whole` is a
@@ -40,7 +42,11 @@ from storm_fast.world_model import FRAME
 
 ACTIONS = 18
 IS_GPU = DEVICE.type == "cuda"
-FORMS = [*(["reference", "kernels", "captured"] if IS_GPU else ["reference", "compiled"]), "released"]
+FORMS = (
+    ["reference", "kernels", "captured", "released"]
+    if IS_GPU
+    else ["reference", "compiled", "released", "released_fp32"]
+)
 PHASES = ("act", "append", "model", "imagine", "agent")
 ROUNDS = 20 if IS_GPU else 5
 FREE_STEPS = 20  # steps of a round of `whole` on a GPU
@@ -100,15 +106,17 @@ class _Measured:
         self.precision = choose("auto", "auto")
         self.rate = measure(DEVICE, self.precision.dtype).flops_per_s
         why = why_absent()
-        self.absent = {"released": why} if why else {}
+        self.absent = {form: why for form in FORMS if form.startswith("released")} if why else {}
         self.seconds: dict[tuple[str, str], list[float]] = {}
         self.beside: dict[str, dict[str, float]] = {}  # by form: of a free run of whole steps
         forms: dict[str, Any] = {}
-        for form in FORMS:
-            if form == "released" and not why:
-                forms[form] = Released(DEVICE, ACTIONS, self.precision.dtype)
-            elif form != "released":
-                forms[form] = Ours(form, self.precision)
+        exact = choose("auto", "fp32")
+        for form in (form for form in FORMS if form not in self.absent):
+            if form.startswith("released"):
+                dtype = torch.float32 if form == "released_fp32" else torch.bfloat16
+                forms[form] = Released(DEVICE, ACTIONS, dtype)
+            else:
+                forms[form] = Ours(form, exact if form == "reference" and not IS_GPU else self.precision)
         self.flops = self._flops(forms["reference"])
         random = np.random.default_rng(0)
         for turn in range(ROUNDS + 1):

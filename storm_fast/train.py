@@ -251,7 +251,9 @@ def _introduce(run: Run, t: Training, precision: Precision, demonstration: Repla
     say(f"collector  {t.collector.name}")
     say(f"demo       {'none' if demonstration is None else f'{len(demonstration)} steps beside the replay'}")
     if config.compile:
-        say("compile    asked for, not available yet: the step runs eagerly")
+        is_cuda = precision.device.type == "cuda"
+        graphs = "four CUDA graphs, captured at first use" if is_cuda else "no graphs on a CPU: the step is the same"
+        say(f"compile    {graphs}")
     if not t.collector.restored_exactly:
         say(f"note       ALE did not restore {config.game} exactly: this run may differ from one never stopped")
 
