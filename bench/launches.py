@@ -1,5 +1,9 @@
 """How many launches a call takes: `python -m bench.launches` prints the columns of the tables in kernels/README.md.
 
+`python -m bench.launches phases` counts each phase of a step of preset `storm`: eager, with Triton's kernels, and of
+the released code where STORM_RELEASED names a checkout. A captured phase is one launch of the host; what its graph
+holds is the column of the kernels.
+
 Of the references, the ATen calls that are neither views nor allocations; of the kernels, the launches of Triton.
 Neither depends on the sizes, except that the reference of the lambda-return loops over its horizon of 16.
 """
@@ -15,6 +19,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from storm_fast.kernels import attention, backend, categorical, frames, lambda_return, twohot
+from storm_fast.precision import choose
 
 _FREE = {"empty", "empty_like", "new_empty", "detach", "_unsafe_view", "set_", "alias"}
 
@@ -43,8 +48,11 @@ def _recorded(names: list[str]) -> Iterator[None]:
     """Triton's launches in the block, by name; none of them runs."""
     from triton.runtime.jit import JITFunction
 
-    def record(self: Any, *_: Any, **__: Any) -> None:
+    def record(self: Any, *args: Any, **__: Any) -> None:
         names.append(self.__name__)
+        for x in args:  # nothing is computed, and what indexes must not be what the memory held
+            if isinstance(x, Tensor) and x.dtype == torch.int64 and x.ndim:
+                x.zero_()
 
     with mock.patch.object(JITFunction, "run", record):
         yield
@@ -118,7 +126,42 @@ def tables() -> dict[str, tuple[int, int]]:
     return found
 
 
+def phases() -> dict[str, dict[str, int]]:
+    """Launches of each phase by form."""
+    from bench.bench_step import ACTIONS, PHASES, Ours
+    from bench.released import Released, why_absent
+
+    precision = choose("cpu", "bf16")
+    forms: dict[str, Any] = {"eager": Ours("reference", precision), "kernels": Ours("reference", precision)}
+    if why_absent() is None:
+        forms["released"] = Released(torch.device("cpu"), ACTIONS, torch.bfloat16)
+    found: dict[str, dict[str, int]] = {}
+    for phase in PHASES:
+        for name, form in forms.items():
+            names: list[str] = []
+            getattr(form, phase)()  # the first makes an optimiser's moments
+            if name == "kernels":
+                with backend.using("triton"), _recorded(names), _Counter() as counter:
+                    getattr(form, phase)()
+            else:
+                with backend.using("reference"), _Counter() as counter:
+                    getattr(form, phase)()
+            found.setdefault(phase, {})[name] = counter.launches + len(names)
+    return found
+
+
+def _print_phases() -> None:
+    found = phases()
+    forms = list(found["act"])
+    sys.stdout.write(f"| phase | {' | '.join(forms)} |\n|---|{'---|' * len(forms)}\n")
+    for phase, counts in found.items():
+        sys.stdout.write(f"| {phase} | {' | '.join(str(counts[form]) for form in forms)} |\n")
+
+
 if __name__ == "__main__":
+    if sys.argv[1:] == ["phases"]:
+        _print_phases()
+        sys.exit()
     sys.stdout.write("| | eager launches | kernel launches |\n|---|---|---|\n")
     for operation, (eager, kernels) in tables().items():
         sys.stdout.write(f"| {operation} | {eager} | {kernels} |\n")
