@@ -3,12 +3,15 @@
 Phases: `model` (a full-size world-model update), `imagine` (contexts and rollout of 1024), `agent` (the update that
 follows), `replay` (100,000 steps filled). Prints one JSON line: resident megabytes before and at the peak, seconds.
 A process each, since a peak of resident memory does not come down again.
+
+`steady` trains preset `tiny` with games for 2,000 learning steps and prints what is resident after every 250 of them.
 """
 
 import json
 import resource
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -16,8 +19,10 @@ import torch
 from storm_fast import build, learn
 from storm_fast.config import preset
 from storm_fast.optimizer import Optimizer
+from storm_fast.phases import Phases
 from storm_fast.precision import choose
 from storm_fast.replay import Replay
+from storm_fast.train import new_training
 from storm_fast.world_model import FRAME
 
 ACTIONS = 18
@@ -75,12 +80,40 @@ def measure(phase: str) -> dict[str, float | str]:
     return _report(phase, before, started, precision.dtype)
 
 
+def steady() -> dict[str, list[float] | float]:
+    """Resident megabytes along a training run whose replay is full from the start."""
+    tiny = preset("tiny")
+    config = replace(
+        tiny, game="Breakout", demonstration="none", device="cpu", loop=replace(tiny.loop, capacity=tiny.loop.warmup)
+    )
+    precision = choose(config.device, config.precision)
+    build.prepare(config, precision)
+    t = new_training(config, precision)
+    phases = Phases(config, t, None, precision)
+    obs_NYXP = torch.from_numpy(t.collector.reset(0))
+    held, N = [], t.collector.num_envs
+    for step in range(0, 2000 + config.loop.warmup, N):
+        learning = step >= config.loop.warmup
+        phases.see(obs_NYXP)
+        steps = t.collector.step(phases.act() if learning else phases.explore())
+        end_N = torch.from_numpy(steps.terminated_N | steps.life_lost_N)
+        t.replay.append(phases.seen_NYXP, phases.action_N, torch.from_numpy(steps.reward_N), end_N)
+        if learning:
+            phases.update_model()
+            phases.imagine()
+            phases.update_agent()
+            if (step - config.loop.warmup) % 250 < N:
+                t.means.pop()
+                held.append(round(_now_mb(), 1))
+    return {"resident_mb": held, "peak_mb": _peak_mb()}
+
+
 def _report(phase: str, before_mb: float, started: float, dtype: torch.dtype) -> dict[str, float | str]:
     seconds = time.perf_counter() - started
     return {"phase": phase, "before_mb": before_mb, "peak_mb": _peak_mb(), "first_call_s": seconds, "dtype": str(dtype)}
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2 or sys.argv[1] not in ("model", "imagine", "agent", "replay"):
-        sys.exit("usage: python bench/memory.py model|imagine|agent|replay")
-    sys.stdout.write(json.dumps(measure(sys.argv[1])) + "\n")
+    if len(sys.argv) != 2 or sys.argv[1] not in ("model", "imagine", "agent", "replay", "steady"):
+        sys.exit("usage: python bench/memory.py model|imagine|agent|replay|steady")
+    sys.stdout.write(json.dumps(steady() if sys.argv[1] == "steady" else measure(sys.argv[1])) + "\n")
