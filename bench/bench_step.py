@@ -48,7 +48,7 @@ FORMS = (
     else ["reference", "compiled", "released", "released_fp32"]
 )
 PHASES = ("act", "append", "model", "imagine", "agent")
-ROUNDS = 20 if IS_GPU else 5
+ROUNDS = 20 if IS_GPU else 3
 FREE_STEPS = 20  # steps of a round of `whole` on a GPU
 
 

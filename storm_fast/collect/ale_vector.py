@@ -13,12 +13,12 @@ from ale_py.vector_env import AtariVectorEnv
 from gymnasium.vector import AutoresetMode
 
 from storm_fast.collect.games import action_count, ale_seed, env_seed, rom_name
-from storm_fast.collect.interface import SIZE, Frames, Steps, check_kind, checked_actions, checked_out
+from storm_fast.collect.interface import SIZE, AnyCollector, Frames, Steps, check_kind, checked_actions, checked_out
 from storm_fast.config import EnvConfig
 from storm_fast.errors import InputError
 
 
-class AleVectorCollector:
+class AleVectorCollector(AnyCollector):
     """N games in ale_py's threads; it counts returns and lengths, and tells lost lives from ends."""
 
     def __init__(self, game: str, config: EnvConfig) -> None:
@@ -102,11 +102,6 @@ class AleVectorCollector:
             length_N,
             self.terminal_obs_NYXP,
         )
-
-    def step(self, action_N: npt.NDArray[np.int64], out: Frames | None = None) -> Steps:
-        """`send` and `recv` in one."""
-        self.send(action_N, out)
-        return self.recv()
 
     def state_dict(self) -> dict[str, Any]:
         """The number of environments and a seed for new episodes: the emulators cannot be saved."""

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from storm_fast.collect import area
 from storm_fast.collect.games import env_seed, make
-from storm_fast.collect.interface import SIZE, Frames, Steps, check_kind, checked_actions, checked_out
+from storm_fast.collect.interface import SIZE, AnyCollector, Frames, Steps, check_kind, checked_actions, checked_out
 from storm_fast.config import EnvConfig
 from storm_fast.errors import InputError
 
@@ -33,7 +33,7 @@ class _Snapshot(NamedTuple):
     actions: list[int]  # those sent since
 
 
-class GymCollector:
+class GymCollector(AnyCollector):
     """One gymnasium environment after the other, in the calling thread."""
 
     name = "GymCollector (gymnasium + ale-py)"
@@ -103,11 +103,6 @@ class GymCollector:
             length_N,
             self.terminal_obs_NYXP,
         )
-
-    def step(self, action_N: npt.NDArray[np.int64], out: Frames | None = None) -> Steps:
-        """`send` and `recv` in one."""
-        self.send(action_N, out)
-        return self.recv()
 
     def _step(self, i: int, action: int) -> tuple[npt.NDArray[np.uint8], float, bool, bool, bool]:
         """Repeat the action; observation, reward, terminated, truncated, life lost."""

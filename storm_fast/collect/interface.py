@@ -55,6 +55,8 @@ class AnyCollector(Protocol):
 
     def step(self, action_N: npt.NDArray[np.int64], out: Frames | None = None) -> Steps:
         """`send` and `recv` in one."""
+        self.send(action_N, out)
+        return self.recv()
 
     def state_dict(self) -> dict[str, Any]:
         """All that `load_state_dict` needs to go on as if nothing had happened; plain values and arrays."""

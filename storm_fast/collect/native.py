@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from storm_fast.collect.games import ale_seed, env_seed, rom_path
-from storm_fast.collect.interface import SIZE, Frames, Steps, check_kind, checked_actions, checked_out
+from storm_fast.collect.interface import SIZE, AnyCollector, Frames, Steps, check_kind, checked_actions, checked_out
 from storm_fast.config import EnvConfig
 from storm_fast.errors import InputError
 
@@ -27,7 +27,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-class Collector:
+class Collector(AnyCollector):
     """N games of ALE's own core, stepped by `num_threads` threads of which the calling one is one.
 
     With one thread the games step in `recv`; with more, the others begin at `send`. Results do not depend on the
@@ -111,11 +111,6 @@ class Collector:
             length_N,
             self.terminal_obs_NYXP,
         )
-
-    def step(self, action_N: npt.NDArray[np.int64], out: Frames | None = None) -> Steps:
-        """`send` and `recv` in one."""
-        self.send(action_N, out)
-        return self.recv()
 
     def state_dict(self) -> dict[str, Any]:
         """Emulators, their random numbers and the counts of the running episodes; not in the middle of a step."""
