@@ -47,7 +47,7 @@ class Phases:
     def _launched(self, name: str, call: Callable[[], None]) -> Callable[[], None]:
         if not (self._config.compile and self._precision.device.type == "cuda"):
             return call
-        own = torch.cuda.default_generators[torch.cuda.current_device()]  # dropout's
+        own = torch.cuda.default_generators[torch.cuda.current_device()]  # dropout's; build.prepare chose the device
         return Captured(name, call, self.state, [self._t.generator, own])
 
     def see(self, obs_NYXP: Tensor) -> Tensor:
