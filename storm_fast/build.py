@@ -18,8 +18,8 @@ from storm_fast.world_model import FRAME, WorldModel
 def prepare(config: Config, precision: Precision) -> None:
     """Set the process up for a configuration, once, before its networks are built.
 
-    Chooses the kernels and the CPU threads that it names; on a CPU an allocator that keeps its pages; on a GPU the device,
-    and convolutions by timing them, which pays since every call has the same shapes.
+    Chooses the kernels and the CPU threads that it names; on a CPU an allocator that keeps its pages; on a GPU the
+    device, and convolutions by timing them, which pays since every call has the same shapes.
     """
     backend.use(resolve_kernels(config.kernels, precision.device))
     if precision.device.type == "cpu":
