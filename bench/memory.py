@@ -84,7 +84,12 @@ def steady() -> dict[str, list[float] | float]:
     """Resident megabytes along a training run whose replay is full from the start."""
     tiny = preset("tiny")
     config = replace(
-        tiny, game="Breakout", demonstration="none", device="cpu", loop=replace(tiny.loop, capacity=tiny.loop.warmup)
+        tiny,
+        game="Breakout",
+        demonstration="none",
+        device="cpu",
+        threads=1,
+        loop=replace(tiny.loop, capacity=tiny.loop.warmup),
     )
     precision = choose(config.device, config.precision)
     build.prepare(config, precision)
