@@ -27,7 +27,9 @@ part() {  # part NAME COMMAND...: run it, keep its output and status
 git rev-parse HEAD >"$out/commit.txt" 2>/dev/null
 nvidia-smi >"$out/nvidia-smi.txt" 2>&1 || { echo "want a machine with an NVIDIA GPU; nvidia-smi failed" >&2; exit 2; }
 if [ -n "${WHEELS:-}" ]; then
-  part install "$python" -m pip install --no-index --find-links "$WHEELS" --no-build-isolation ".[test]"
+  # Editable, so that what runs from this folder finds the compiled collector.
+  part build-tools "$python" -m pip install --no-index --find-links "$WHEELS" scikit-build-core nanobind
+  part install "$python" -m pip install --no-index --find-links "$WHEELS" --no-build-isolation --editable ".[test]"
 fi
 part tests "$python" -m pytest  # on a GPU nothing marked `gpu` is skipped
 part bench "$python" -m pytest bench --benchmark-only --benchmark-json="$out/bench.json"

@@ -101,8 +101,7 @@ def steady() -> dict[str, list[float] | float]:
         learning = step >= config.loop.warmup
         phases.see(obs_NYXP)
         steps = t.collector.step(phases.act() if learning else phases.explore())
-        end_N = torch.from_numpy(steps.terminated_N | steps.life_lost_N)
-        t.replay.append(phases.seen_NYXP, phases.action_N, torch.from_numpy(steps.reward_N), end_N)
+        phases.append(steps.reward_N, steps.terminated_N | steps.life_lost_N)
         if learning:
             phases.update_model()
             phases.imagine()

@@ -5,12 +5,15 @@ Nothing of it is kept here. On a GPU it runs as it is; on a CPU from a copy in a
 tensorboardX and colorama.
 """
 
+import atexit
 import importlib
+import importlib.util
 import os
 import shutil
 import sys
 import tempfile
 import warnings
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +39,14 @@ def why_absent() -> str | None:
     return f"{', '.join(missing)} not installed" if missing else None
 
 
+@cache
 def _importable(device: torch.device) -> str:
-    """The folder to import it from."""
+    """The folder to import it from; a copy is deleted when the process ends."""
     source = Path(os.environ["STORM_RELEASED"])
     if device.type == "cuda":
         return str(source)
     copy = Path(tempfile.mkdtemp(prefix="storm-released-"))
+    atexit.register(shutil.rmtree, copy, ignore_errors=True)
     shutil.copytree(source, copy, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".git"))
     for file in copy.rglob("*.py"):
         text = file.read_text()

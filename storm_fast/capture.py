@@ -1,17 +1,19 @@
 """CUDA graphs: a phase of the step recorded once and replayed, so that the host launches all of it as one.
 
 What may be recorded: a call without arguments that works on tensors which stay where they are, and never makes the
-host wait for the device. `Watch` holds a call to the second on any device, a CPU included.
+host wait for the device. `Watch` holds a call to the second, as far as a device, or a CPU in its place, can show it.
 
 Not yet run on a GPU.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _WARM_UPS = 3  # compile kernels, choose convolution algorithms, allocate workspaces and optimiser state
@@ -26,17 +28,48 @@ _CONSTANTS = frozenset({"lift_fresh", "lift_fresh_copy"})
 """What torch.tensor(...) becomes: a value of the host's, copied to the device at every call."""
 
 
+_CALLS = frozenset({"cpu", "numpy", "tolist", "item", "__array__", "__bool__", "__float__", "__int__", "__index__"})
+"""Calls on a tensor that bring it to the host; on a CPU some of these are no operation that a dispatcher sees."""
+
+
 class HostReadError(RuntimeError):
     """A call made the host wait for the device, which a graph cannot record."""
 
 
+class _Calls(TorchFunctionMode):
+    """Refuses `_CALLS`."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Make one call of torch's Python interface, or refuse it."""
+        del types
+        name = getattr(func, "__name__", "")
+        if name in _CALLS:
+            raise HostReadError(f"want operations that never make the host wait; got Tensor.{name}")
+        return func(*args, **(kwargs or {}))
+
+
 class Watch(TorchDispatchMode):
-    """Inside, an operation that reads the device from the host, or copies to it from the host, raises HostReadError."""
+    """Inside, an operation that reads the device from the host, or copies to it from the host, raises HostReadError.
+
+    On a CPU, `.to("cpu")` and what a Triton kernel's launcher does pass unseen.
+    """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch's own
+        self._calls = _Calls()
         self.last = "nothing yet"
         self.shapes: list[tuple[str, tuple[int, ...]]] = []  # of all results, in order
+
+    def __enter__(self) -> "Watch":
+        """Begin to watch."""
+        self._calls.__enter__()  # type: ignore[no-untyped-call]
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        """End."""
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        self._calls.__exit__(*error)  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operation, or refuse it."""
@@ -90,6 +123,12 @@ def unchanged(state: Callable[[], list[Tensor]], generators: list[torch.Generato
         generator.set_state(saved)
 
 
+@cache
+def _side_stream() -> torch.cuda.Stream:
+    """The stream of all warm-ups and captures: one, since a stream brings workspaces of its own."""
+    return torch.cuda.Stream()
+
+
 class Captured:
     """A call that is recorded at its first use, after warm-ups that leave no trace, and replayed from then on.
 
@@ -118,14 +157,14 @@ class Captured:
         self._graph.replay()
 
     def _record(self) -> torch.cuda.CUDAGraph:
-        side = torch.cuda.Stream()
+        side = _side_stream()
         side.wait_stream(torch.cuda.current_stream())
         watch = Watch()
         try:
             with torch.cuda.stream(side), unchanged(self._state, self._generators):
-                for _ in range(_WARM_UPS):
-                    self._call()
                 with watch:
+                    self._call()
+                for _ in range(_WARM_UPS):
                     self._call()
             torch.cuda.current_stream().wait_stream(side)
             graph = torch.cuda.CUDAGraph()
@@ -134,6 +173,8 @@ class Captured:
             watch = Watch()
             with torch.cuda.graph(graph, stream=side), watch:
                 self._call()
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
             raise RuntimeError(
                 f"want a phase that CUDA can record; `{self._name}` is not, at {watch.last}: {error} "

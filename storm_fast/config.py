@@ -219,8 +219,9 @@ class LoopConfig:
     acting_at_end: Literal["keep", "clear"] = "keep"
     """whether the acting context survives the end of an episode (released: keep)"""
     overlap: bool = False
-    """DEVIATION: the games step while the updates run, so that neither waits; the updates of a step then sample from
-    a replay without that step, which is appended after them"""
+    """DEVIATION: the games step while the updates run; the updates of a step then sample from a replay without that
+    step, which is appended after them. Pays on a GPU, or where the games have threads of their own (--num-threads
+    of at least 2, which needs as many games): one thread steps its games only once the updates are launched"""
 
     def __post_init__(self) -> None:
         _want(self.model_every >= 1, "--model-every of at least 1", self.model_every)

@@ -3,8 +3,8 @@
     act      seen frames -> actions        model    one update of the world model
     imagine  contexts -> a trajectory      agent    one update of actor and critic on it
 
-What passes from one to the next stays in this object. Every phase draws from the run's one generator, in the order in
-which the phases are called, so that an eager and a captured run compute the same.
+What passes from one to the next stays in this object. Every phase draws from the run's one generator, and dropout from
+torch's own, in the order in which the phases are called, so that an eager and a captured run compute the same.
 """
 
 from collections.abc import Callable
@@ -36,7 +36,11 @@ class Phases:
         self._context: Context | None = None  # latents of the last world-model update
         self._trajectory: Trajectory | None = None
         is_cuda = device.type == "cuda"
-        # Where the games read: memory that the device writes by itself, and the event after which it has.
+        # Memory of the host that the device reads and writes by itself, so that copies do not make the host wait: what
+        # a step earned, and the actions with the event after which they are there. That event comes after every copy
+        # of the step before, so what these hold may then be overwritten.
+        self._reward_host_N = torch.zeros(N, pin_memory=is_cuda)
+        self._end_host_N = torch.zeros(N, dtype=torch.bool, pin_memory=is_cuda)
         self._action_host_N = torch.zeros(N, dtype=torch.int64, pin_memory=is_cuda)
         self._copied = torch.cuda.Event() if is_cuda else None
         self._act = self._launched("act", self.run_act)
@@ -50,9 +54,9 @@ class Phases:
         own = torch.cuda.default_generators[torch.cuda.current_device()]  # dropout's; build.prepare chose the device
         return Captured(name, call, self.state, [self._t.generator, own])
 
-    def see(self, obs_NYXP: Tensor) -> Tensor:
+    def see(self, obs_NYXP: Tensor) -> None:
         """Take the games' newest frames over, on the training device, before the games overwrite them."""
-        return self.seen_NYXP.copy_(obs_NYXP, non_blocking=True)
+        self.seen_NYXP.copy_(obs_NYXP, non_blocking=True)
 
     def explore(self) -> npt.NDArray[np.int64]:
         """Uniformly random actions."""
@@ -65,6 +69,12 @@ class Phases:
         """The policy's actions on what was seen last."""
         self._act()
         return self._to_host()
+
+    def append(self, reward_N: npt.NDArray[np.float32], end_N: npt.NDArray[np.bool_]) -> None:
+        """What was seen, done and earned goes to the replay."""
+        self._reward_host_N.copy_(torch.from_numpy(reward_N))
+        self._end_host_N.copy_(torch.from_numpy(end_N))
+        self._t.replay.append(self.seen_NYXP, self.action_N, self._reward_host_N, self._end_host_N)
 
     def update_model(self) -> None:
         """One update of the world model; its metrics join the means."""

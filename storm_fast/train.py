@@ -129,7 +129,7 @@ def train(run: Run, resumed: bool) -> bool:
             # Act, and send the actions. What was seen is copied before the games overwrite it.
             learning = t.step >= loop.warmup
             with clock("act"):
-                seen_NYXP = phases.see(obs_NYXP)
+                phases.see(obs_NYXP)
                 action_host_N = phases.act() if learning else phases.explore()
             before, t.step = t.step, t.step + N
             model_due = _due(before, t.step, loop.model_every) if learning else 0
@@ -141,9 +141,8 @@ def train(run: Run, resumed: bool) -> bool:
                 steps = t.collector.recv()
 
             # Append.
-            end_N = torch.from_numpy(steps.terminated_N | steps.life_lost_N)
             with clock("append"):
-                t.replay.append(seen_NYXP, phases.action_N, torch.from_numpy(steps.reward_N), end_N)
+                phases.append(steps.reward_N, steps.terminated_N | steps.life_lost_N)
             ended_N = steps.terminated_N | steps.truncated_N
             if ended_N.any():
                 t.policy.end_episodes(torch.from_numpy(ended_N).to(precision.device, non_blocking=True))
@@ -166,7 +165,8 @@ def train(run: Run, resumed: bool) -> bool:
                 means = t.means.pop()
                 now_s = time.perf_counter()
                 rate = {"time/steps_per_s": (t.step - logged_step) / (now_s - logged_s)}
-                rate["time/hours_left"] = (config.steps - t.step) / rate["time/steps_per_s"] / 3600
+                if learning:  # random acting is no measure of what is left
+                    rate["time/hours_left"] = (config.steps - t.step) / rate["time/steps_per_s"] / 3600
                 rate |= clock.pop(t.step - logged_step)
                 logged_s, logged_step = now_s, t.step
                 for name, value in (means | rate).items():

@@ -207,7 +207,7 @@ def test_the_small_configuration_reads_the_same_from_the_command_line(here: Path
     assert tree(here) == {}
 
 
-def test_compile_is_accepted_and_said_to_be_missing(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_compile_on_a_cpu_says_that_there_are_no_graphs(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*flags(run_dir="run", steps=34), "--compile"]) == 0
     assert "compile    no graphs on a CPU: the step is the same" in capsys.readouterr().out
     assert Run.open(here / "run").config.compile

@@ -78,3 +78,15 @@ def test_devices_that_are_not_there_are_refused() -> None:
         choose("cuda:99", "auto")
     assert choose("cpu", "fp32").dtype == torch.float32
     assert choose("cpu", "bf16").dtype == torch.bfloat16
+
+
+def test_what_a_state_says_of_capture_is_not_taken_over() -> None:
+    module = torch.nn.Linear(2, 2)
+    saved = Optimizer(module, 1e-3, 1e-8, 1.0)
+    saved.backward(module(torch.ones(2)).sum())
+    saved.step()
+    state = saved.state_dict()
+    state["param_groups"][0]["capturable"] = True  # as a GPU saves it
+    loaded = Optimizer(module, 1e-3, 1e-8, 1.0)
+    loaded.load_state_dict(state)
+    assert loaded.adam.param_groups[0]["capturable"] is False

@@ -132,12 +132,13 @@ def test_a_ring_that_has_wrapped_is_resumed(tmp_path: Path, checkpoint_every: in
     assert_same_run(stopped, whole, config.steps)
 
 
-def test_bfloat16_and_updates_at_other_rates_resume_exactly(tmp_path: Path) -> None:
+@pytest.mark.parametrize("overlap", [False, True])
+def test_bfloat16_and_updates_at_other_rates_resume_exactly(tmp_path: Path, overlap: bool) -> None:
     config = replace(small_config(), precision="bf16")
     config = replace(
         config,
         env=replace(config.env, num_envs=3),
-        loop=replace(config.loop, model_every=4, agent_every=8, warmup=40),
+        loop=replace(config.loop, model_every=4, agent_every=8, warmup=40, overlap=overlap),
     )
     train(Run(tmp_path / "whole", config), False)
     stopped = run_with_stops(tmp_path / "stopped", config, (61,))
