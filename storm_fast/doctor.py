@@ -1,0 +1,144 @@
+"""What this machine has, half a minute's measurement, and what to run on it: `python -m storm_fast.doctor`."""
+
+import importlib.metadata
+import shutil
+import sys
+import time
+from dataclasses import dataclass, replace
+from typing import Annotated
+
+import torch
+import tyro
+
+from storm_fast import build
+from storm_fast.collect import extension
+from storm_fast.config import Config, preset
+from storm_fast.errors import InputError
+from storm_fast.phases import Phases
+from storm_fast.precision import Precision, choose
+from storm_fast.run import environment, say
+from storm_fast.train import new_training
+
+
+@dataclass(frozen=True)
+class Command:
+    """Say what this machine has and how long a run of Atari 100k would take on it."""
+
+    seconds: Annotated[float, tyro.conf.arg(metavar="S")] = 30.0
+    """how long to measure; one whole step is measured however long it takes"""
+    game: str = "Pong"
+    """the game that is measured"""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda` or `cuda:<i>`"""
+
+
+def inventory(config: Config, precision: Precision) -> dict[str, str]:
+    """What there is to run on, by name; what is missing says what that means."""
+    machine = environment()
+    compiler = next((path for name in ("c++", "g++", "clang++") if (path := shutil.which(name))), None)
+    try:
+        triton = importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
+        triton = "not installed: a GPU would run the PyTorch definitions (--kernels reference)"
+    native = "C++ (storm_fast._collector)"
+    return {
+        "python": str(machine["python"]),
+        "torch": f"{torch.__version__}, CUDA {torch.version.cuda or 'none'}",
+        "gpus": ", ".join(machine["gpus"]) or "none",
+        "driver": str(machine["driver"] or "none"),
+        "cpus": f"{machine['cpus']}, {torch.backends.cpu.get_cpu_capability()}, torch uses {torch.get_num_threads()}",
+        "device": str(precision),
+        "triton": triton,
+        "kernels": build.resolve_kernels(config.kernels, precision.device),
+        "compiler": compiler or "none: an installation from source leaves the C++ collector out",
+        "collector": native if extension() is not None else "ale_py's vector environment; the C++ one was not built",
+    }
+
+
+def measure(config: Config, precision: Precision, seconds: float) -> dict[str, float]:
+    """Milliseconds of each phase of a training step, medians of as many turns as fit, at least one after a warm-up.
+
+    The replay holds as many random steps as a window needs; nothing is written.
+    """
+    build.prepare(config, precision)
+    t = new_training(config, precision)
+    phases = Phases(config, t, None, precision)
+    obs_NYXP = torch.from_numpy(t.collector.reset(config.seed))
+    rows = max(config.model.length, config.imagine.context)
+
+    def play(act: bool) -> None:
+        phases.see(obs_NYXP)
+        steps = t.collector.step(phases.act() if act else phases.explore())
+        phases.append(steps.reward_N, steps.terminated_N | steps.life_lost_N)
+
+    for _ in range(rows):
+        play(act=False)
+    calls = {"play": lambda: play(act=True), "model": phases.update_model}
+    calls |= {"imagine": phases.imagine, "agent": phases.update_agent}
+    took: dict[str, list[float]] = {name: [] for name in calls}
+    started_s = time.perf_counter()
+    turn = 0
+    while turn < 2 or time.perf_counter() - started_s < seconds:
+        for name, call in calls.items():
+            before_s = _now_s(precision.device)
+            call()
+            if turn > 0:  # the first compiles, captures and allocates
+                took[name].append(_now_s(precision.device) - before_s)
+        turn += 1
+    return {name: 1e3 * sorted(s)[len(s) // 2] for name, s in took.items()}
+
+
+def _now_s(device: torch.device) -> float:
+    """The host's clock when the device has finished."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def estimate_s(config: Config, ms: dict[str, float]) -> float:
+    """Seconds of a whole run of `config`, from its phases' times: a turn of all games each N steps."""
+    loop = config.loop
+    per_step = ms["play"] / config.env.num_envs + ms["model"] / loop.model_every
+    per_step += (ms["imagine"] + ms["agent"]) / loop.agent_every
+    return config.steps * per_step / 1e3
+
+
+def _lasting(seconds: float) -> str:
+    """A duration as people say it."""
+    for unit, size in (("days", 86400.0), ("hours", 3600.0), ("minutes", 60.0)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} seconds"
+
+
+def main(argv: list[str]) -> int:
+    """Print the report; 0 when done, 2 when the input cannot be used."""
+    command = tyro.cli(Command, args=argv)
+    try:
+        precision = choose(command.device, "auto")
+        is_cuda = precision.device.type == "cuda"
+        config = replace(preset("storm"), game=command.game, device=command.device, compile=is_cuda)
+        for name, what in inventory(config, precision).items():
+            say(f"{name:10s} {what}")
+        ms = measure(config, precision, command.seconds)
+    except InputError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    say(f"{'step':10s} " + ", ".join(f"{name} {x:.1f} ms" for name, x in ms.items()) + " (preset storm, phases apart)")
+    full_s = estimate_s(config, ms)
+    say(f"{'estimate':10s} {_lasting(full_s)} for {config.steps:,} steps of one game, preset storm")
+    if full_s < 2 * 86400:
+        flags = " --compile" if is_cuda else ""
+        say(f"{'try':10s} python -m storm_fast.train --preset storm --game {command.game}{flags}")
+    else:
+        say(f"{'try':10s} python -m storm_fast.train --preset tiny (Freeway, minutes): full size takes too long here")
+    return 0
+
+
+def cli() -> None:
+    """Entry point of the command."""
+    sys.exit(main(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    cli()
