@@ -167,7 +167,7 @@ FAULTS = {
     "norm: masked columns count in the variance": Fault(
         "norm", "tl.where((d < D)[None, :], sum_ND - mean_N[:, None], 0.0)", "sum_ND - mean_N[:, None]"
     ),
-    "norm: residual of the wrong row": Fault("norm", "m = n % M if REPEAT else n", "m = n // M if REPEAT else n"),
+    "norm: residual of the wrong row": Fault("norm", "(n.to(tl.int32) % M)", "(n.to(tl.int32) // M)"),
     "norm: residual forgotten": Fault("norm", "sum_ND += tl.load(residual_ptr", "sum_ND += 0.0 * tl.load(residual_ptr"),
     "norm: a NaN hidden by the ReLU": Fault(
         "norm", "y_ND = tl.where(y_ND <= 0, 0.0, y_ND)", "y_ND = tl.where(y_ND > 0, y_ND, 0.0)"

@@ -25,7 +25,8 @@ def _load_sum(
     """x + residual in float32, whose rows repeat after M; 0 where there are none."""
     sum_ND = tl.load(x_ptr + n[:, None] * D + d[None, :], mask=is_kept_ND, other=0.0).to(tl.float32)
     if RESIDUAL:
-        m = n % M if REPEAT else n
+        # In 32 bits, which rows fit where offsets may not: the remainder of 64 is a call, which spills on sm_100.
+        m = (n.to(tl.int32) % M).to(tl.int64) if REPEAT else n
         sum_ND += tl.load(residual_ptr + m[:, None] * D + d[None, :], mask=is_kept_ND, other=0.0).to(tl.float32)
     return sum_ND
 
