@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from storm_fast.kernels import attention, backend, categorical, frames, lambda_return, twohot
+from storm_fast.kernels import attention, backend, categorical, frames, lambda_return, norm, twohot
 from storm_fast.precision import choose
 
 _FREE = {"empty", "empty_like", "new_empty", "detach", "_unsafe_view", "set_", "alias"}
@@ -114,6 +114,23 @@ def tables() -> dict[str, tuple[int, int]]:
     )
     found["prefill"] = _counts(lambda: attention.prefill(qkv_BT3HK, k_BHSK, v_BHSK))
     found["step"] = _counts(lambda: attention.step(qkv_BT3HK[:, 0], k_BHSK, v_BHSK, 8))
+    x_ND, weight_D = _bf16(8, 512), torch.ones(512)
+
+    def normed(x_ND: Tensor, residual_ND: Tensor | None, relu: bool) -> Tensor:
+        if backend.chosen() == "triton":
+            return norm.layer_norm(x_ND, weight_D, weight_D, 1e-6, residual_ND, relu)
+        # As autocast runs it on a GPU: from float32, which the sum with a float32 residual is, and back for a product.
+        x_ND = x_ND.float() if residual_ND is None else x_ND
+        return norm.layer_norm(x_ND, weight_D, weight_D, 1e-6, residual_ND, relu).to(torch.bfloat16)
+
+    found["norm, ReLU"], found["norm, ReLU, backward"] = _differentiable(
+        lambda x: normed(x, None, relu=True), x_ND.clone()
+    )
+    # The residual is what the norm before has left: float32 of eager autocast, bf16 of the kernel.
+    wide_ND, narrow_ND = torch.zeros(8, 512), _bf16(8, 512)
+    found["residual, norm"], found["residual, norm, backward"] = _differentiable(
+        lambda x: normed(x, narrow_ND if backend.chosen() == "triton" else wide_ND, relu=False), x_ND.clone()
+    )
     for name, index in (("normalise", None), ("gather and normalise", index_N)):
 
         def image(index_N: Tensor | None = index) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from storm_fast.config import ModelConfig
 from storm_fast.kernels import attention
+from storm_fast.mlp import Chain, normalise
 
 
 class KVCache(NamedTuple):
@@ -43,10 +44,9 @@ class Block(nn.Module):
 
     def finish(self, x_ND: Tensor, attended_NHK: Tensor) -> Tensor:
         """All that follows attention."""
-        x_ND = self.attention_norm(self.drop(self.out(attended_NHK.flatten(-2))) + x_ND)
+        x_ND = normalise(self.attention_norm, self.drop(self.out(attended_NHK.flatten(-2))), x_ND)
         hidden_ND = self.drop(self.contract(torch.relu(self.expand(x_ND))))
-        normed_ND: Tensor = self.feedforward_norm(hidden_ND + x_ND)
-        return normed_ND
+        return normalise(self.feedforward_norm, hidden_ND, x_ND)
 
 
 class Transformer(nn.Module):
@@ -56,7 +56,7 @@ class Transformer(nn.Module):
         super().__init__()
         D, Z = config.width, config.latents * config.classes
         self.num_actions, self.max_positions = num_actions, config.max_positions
-        self.mixer = nn.Sequential(
+        self.mixer = Chain(
             nn.Linear(Z + num_actions, D, bias=False),
             nn.LayerNorm(D),
             nn.ReLU(),
@@ -73,8 +73,7 @@ class Transformer(nn.Module):
         # Not nn.functional.one_hot, which reads its input from the host on a CPU to check it.
         onehot_NA = (action_N[..., None] == torch.arange(self.num_actions, device=action_N.device)).to(z_NZ.dtype)
         mixed_ND = self.mixer(torch.cat([z_NZ, onehot_NA], dim=-1))
-        tokens_ND: Tensor = self.input_norm(mixed_ND + position_ND)
-        return tokens_ND
+        return normalise(self.input_norm, mixed_ND, position_ND)
 
     def forward(self, z_BTZ: Tensor, action_BT: Tensor) -> Tensor:
         """Hidden states of a whole sequence, each from the steps up to its own.

@@ -157,6 +157,49 @@ FAULTS = {
     ),
     "frames: index ignored": Fault("frames", "row = tl.load(index_ptr + n) if GATHER else n", "row = n"),
     "frames: mean added": Fault("frames", "x -= tl.load(mean_ptr", "x += tl.load(mean_ptr"),
+    "norm: eps missing": Fault("norm", "off_ND * off_ND, 1) / D + eps)", "off_ND * off_ND, 1) / D + 0.0 * eps)"),
+    "norm: variance as the mean of squares less the square of the mean": Fault(
+        "norm", "tl.sum(off_ND * off_ND, 1) / D + eps", "tl.sum(sum_ND * sum_ND, 1) / D - mean_N * mean_N + eps"
+    ),
+    "norm: variance divided by D - 1": Fault(
+        "norm", "tl.sum(off_ND * off_ND, 1) / D + eps", "tl.sum(off_ND * off_ND, 1) / (D - (D > 1)) + eps"
+    ),
+    "norm: masked columns count in the variance": Fault(
+        "norm", "tl.where((d < D)[None, :], sum_ND - mean_N[:, None], 0.0)", "sum_ND - mean_N[:, None]"
+    ),
+    "norm: residual of the wrong row": Fault("norm", "(n.to(tl.int32) % M)", "(n.to(tl.int32) // M)"),
+    "norm: residual forgotten": Fault("norm", "sum_ND += tl.load(residual_ptr", "sum_ND += 0.0 * tl.load(residual_ptr"),
+    "norm: a NaN hidden by the ReLU": Fault(
+        "norm", "y_ND = tl.where(y_ND <= 0, 0.0, y_ND)", "y_ND = tl.where(y_ND > 0, y_ND, 0.0)"
+    ),
+    "norm: rows of the tail not masked": Fault(
+        "norm", "tl.store(mean_ptr + n, mean_N, mask=is_row_N)", "tl.store(mean_ptr + n, mean_N)"
+    ),
+    "norm: columns of the tail written": Fault(
+        "norm",
+        "y_ND.to(out_ptr.dtype.element_ty), mask=is_kept_ND)",
+        "y_ND.to(out_ptr.dtype.element_ty), mask=is_row_N[:, None])",
+    ),
+    "norm backward: gradient passes the ReLU": Fault("norm", "<= 0, 0.0, grad_ND)", "<= 0, 1.0 * grad_ND, grad_ND)"),
+    "norm backward: mean of the gradient not subtracted": Fault(
+        "norm", "to_unit_ND - level_N[:, None] -", "to_unit_ND -"
+    ),
+    "norm backward: part along the values not subtracted": Fault("norm", " - unit_ND * along_N[:, None])", ")"),
+    "norm backward: weight missing": Fault("norm", "to_unit_ND = grad_ND * weight_D[None, :]", "to_unit_ND = grad_ND"),
+    "norm backward: weight's gradient before the ReLU": Fault(
+        "norm",
+        "grad_ND = tl.load(grad_ptr + offset_ND, mask=is_kept_ND, other=0.0).to(tl.float32)",
+        "grad_ND = tl.load(grad_ptr + offset_ND, mask=is_kept_ND, other=0.0).to(tl.float32)\n"
+        "        to_weight_ND += grad_ND * 0.01",
+    ),
+    "norm backward: only the last step's rows summed": Fault("norm", "to_bias_ND += grad_ND", "to_bias_ND = grad_ND"),
+    "norm backward: steps of all programs interleaved with an overlap": Fault(
+        "norm", "n = (p * steps + i) * BLOCK_N", "n = (p + i) * BLOCK_N"
+    ),
+    "norm backward: partial sums of weight and bias exchanged": Fault(
+        "norm", "tl.load(partial_ptr + D + offset_PD", "tl.load(partial_ptr + offset_PD"
+    ),
+    "norm backward: residual's gradient not written": Fault("norm", "if APART:", "if APART and RELU:"),
 }
 
 _LIMIT_S = 300

@@ -51,7 +51,8 @@ def test_the_reader_of_imports_sees_every_form() -> None:
 def test_the_sources_are_found() -> None:
     names = {module_name(path) for path in SOURCES}
     kernels = {
-        f"storm_fast.kernels.{name}" for name in ("attention", "categorical", "frames", "lambda_return", "twohot")
+        f"storm_fast.kernels.{name}"
+        for name in ("attention", "categorical", "frames", "lambda_return", "norm", "twohot")
     }
     assert {"storm_fast", "storm_fast.train", "storm_fast.config", "storm_fast.kernels", *kernels} <= names
 

@@ -12,6 +12,7 @@ from storm_fast.kernels.attention import kernel as attention
 from storm_fast.kernels.categorical import kernel as categorical
 from storm_fast.kernels.frames import kernel as frames
 from storm_fast.kernels.lambda_return import kernel as lambda_return
+from storm_fast.kernels.norm import kernel as norm
 from storm_fast.kernels.twohot import kernel as twohot
 from tests.aot.gate import (
     ARCHITECTURES,
@@ -48,6 +49,9 @@ BUDGETS = {
     "_return_fwd": Budget(80),
     "_reach_fwd": Budget(48),
     "_gather_fwd": Budget(72, 4),
+    "_norm_fwd": Budget(80, 8),
+    "_norm_bwd": Budget(136, 8),
+    "_norm_reduce": Budget(64),
 }
 
 # The main path on the cards it is meant for, held tighter than the widest case on the oldest card allows.
@@ -124,6 +128,15 @@ def _frames() -> None:
     frames.gather_fwd(frames_MYXP, None, f32(64, 64, 3), torch.float32, False)
 
 
+def _norm(dtype: torch.dtype, rows: tuple[int, ...], D: int, relu: bool, residual: Tensor | None) -> None:
+    weight_D = f32(D)
+    for N in rows:
+        x_ND = zeros(N, D, dtype=dtype)
+        added_MD = zeros(N, D, dtype=dtype) if residual is None and not relu else residual
+        y_ND, mean_N, rstd_N = norm.layer_norm_fwd(x_ND, added_MD, weight_D, weight_D, 1e-6, relu, dtype)
+        norm.layer_norm_bwd(y_ND, x_ND, added_MD, weight_D, weight_D, mean_N, rstd_N, relu)
+
+
 CASES: dict[str, Callable[[], None]] = {
     "sample-bf16": lambda: _sample(torch.bfloat16),
     "sample-fp32": lambda: _sample(torch.float32),
@@ -143,6 +156,17 @@ CASES: dict[str, Callable[[], None]] = {
     "rollout-fp32": lambda: _rollout(torch.float32),
     "act": _act,
     "frames": _frames,
+    # Imagination, contexts and training of the model, and the agent's 16 or 17 steps of 1,024.
+    "norm-bf16-relu": lambda: _norm(torch.bfloat16, (1, 1024, 8192, 16384, 17408), 512, True, None),
+    "norm-bf16-residual": lambda: _norm(torch.bfloat16, (1, 1024, 8192), 512, False, None),
+    "norm-bf16-position": lambda: _norm(torch.bfloat16, (1024,), 512, False, f32(64, 512)),
+    "norm-bf16-position-of-a-step": lambda: _norm(torch.bfloat16, (1024,), 512, False, f32(1, 512)),
+    "norm-fp32-relu": lambda: _norm(torch.float32, (1, 1024, 16384), 512, True, None),
+    "norm-fp32-residual": lambda: _norm(torch.float32, (1, 1024, 8192), 512, False, None),
+    "norm-bf16-widest": lambda: _norm(torch.bfloat16, (1024,), 4096, False, None),
+    "norm-fp32-widest": lambda: _norm(torch.float32, (1024,), 4096, False, f32(64, 4096)),
+    "norm-fp32-odd": lambda: _norm(torch.float32, (1023,), 1000, False, None),
+    "norm-fp32-narrow": lambda: _norm(torch.float32, (1024,), 7, True, None),
 }
 
 

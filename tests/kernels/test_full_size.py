@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from storm_fast.kernels import attention, categorical, frames, lambda_return, twohot
+from storm_fast.kernels import attention, categorical, frames, lambda_return, norm, twohot
 from storm_fast.kernels.backend import using
 from tests.kernels.harness import DEVICE, assert_as_exact_as_eager, rand, randn
 
@@ -85,6 +85,24 @@ def _frames(obs_NYXP: Tensor, index_N: Tensor) -> tuple[Tensor, ...]:
     )
 
 
+def _norm(
+    x_ND: Tensor, weight_D: Tensor, bias_D: Tensor, grad_ND: Tensor, residual_ND: Tensor | None = None
+) -> tuple[Tensor, ...]:
+    # Away from a ReLU's corner, at which reference and kernel may round to either side: test_norm_kernel.py has it.
+    leaves = [x_ND, weight_D.requires_grad_(), bias_D.requires_grad_()]
+    leaves += [] if residual_ND is None else [residual_ND.requires_grad_()]
+    y_ND = norm.layer_norm(x_ND, weight_D, bias_D, 1e-6, residual_ND)
+    grads = torch.autograd.grad(y_ND, leaves, grad_ND.to(y_ND.dtype))
+    return y_ND.detach().to(x_ND.dtype), *grads
+
+
+def _norm_floors(x_ND: Tensor, weight_D: Tensor, bias_D: Tensor, grad_ND: Tensor, *_: Tensor) -> tuple[float, ...]:
+    # The terms which cancel in a row's gradient, and in the sums over rows those which do in a column's.
+    size, weight, N = grad_ND.abs().max().item(), weight_D.abs().max().item(), x_ND.shape[0]
+    spread = 2 * x_ND.abs().max().item()
+    return weight * spread, size * weight * spread, N**0.5 * size * spread, N**0.5 * size, size * weight * spread
+
+
 def _bytes(*shape: int, seed: int) -> Tensor:
     return (256 * rand(*shape, seed=seed)).to(torch.uint8)
 
@@ -129,6 +147,18 @@ CASES = {
     ),
     "prefill and steps": Case(
         lambda n, s: [randn(n, 10, 3, 8, 64, seed=s).bfloat16()], _roll, 1024, lambda _: (32.0,) * 5, small=1
+    ),
+    "norm": Case(
+        lambda n, s: [
+            randn(n, 512, seed=s).bfloat16(),
+            randn(512, seed=s + 1),
+            randn(512, seed=s + 2),
+            randn(n, 512, seed=s + 3).bfloat16(),
+            randn(n, 512, seed=s + 4).bfloat16(),
+        ],
+        _norm,
+        16 * 1024,
+        _norm_floors,
     ),
     "frames": Case(
         lambda n, s: [_bytes(n, 64, 64, 3, seed=s), (n * rand(2 * n, seed=s + 1)).long()],

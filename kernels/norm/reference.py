@@ -1,0 +1,33 @@
+"""Residual, layer normalisation and ReLU in plain PyTorch (STORM Tables 5 to 9)."""
+
+import torch
+from torch import Tensor
+
+
+def layer_norm(
+    x_ND: Tensor,
+    weight_D: Tensor,
+    bias_D: Tensor,
+    eps: float,
+    residual_ND: Tensor | None = None,
+    relu: bool = False,
+) -> Tensor:
+    """(s - mean) / sqrt(var + eps) * weight + bias over the last axis of s = x + residual, negatives cut off by a ReLU.
+
+    The variance is that of the row itself, divided by D. Dtypes are PyTorch's: under autocast a GPU normalises in
+    float32 and leaves float32, a CPU leaves the dtype of s.
+
+    Args:
+        x_ND: what is normalised, [..., D], any float dtype.
+        weight_D: scale of each column, float32.
+        bias_D: shift of each column, float32.
+        eps: added to the variance.
+        residual_ND: added before, [..., D] or as much of its end; any float dtype.
+        relu: whether negative results become 0.
+
+    Returns:
+        y_ND.
+    """
+    sum_ND = x_ND if residual_ND is None else x_ND + residual_ND
+    y_ND = torch.nn.functional.layer_norm(sum_ND, weight_D.shape, weight_D, bias_D, eps)
+    return y_ND.relu() if relu else y_ND
