@@ -17,12 +17,12 @@ from pathlib import Path
 import torch
 
 from storm_fast import build, learn
+from storm_fast.checkpoint import new_training
 from storm_fast.config import preset
 from storm_fast.optimizer import Optimizer
 from storm_fast.phases import Phases
 from storm_fast.precision import choose
 from storm_fast.replay import Replay
-from storm_fast.train import new_training
 from storm_fast.world_model import FRAME
 
 ACTIONS = 18

@@ -8,13 +8,15 @@ import torch
 
 from storm_fast import build
 from storm_fast.agent import Agent
-from storm_fast.collect import AnyCollector
+from storm_fast.collect import AnyCollector, open_collector
+from storm_fast.config import Config
 from storm_fast.metrics import MeanMetrics
 from storm_fast.optimizer import Optimizer
 from storm_fast.policy import Policy
+from storm_fast.precision import Precision
 from storm_fast.replay import Replay
 from storm_fast.run import Run
-from storm_fast.world_model import WorldModel
+from storm_fast.world_model import FRAME, WorldModel
 
 
 @dataclass
@@ -32,6 +34,29 @@ class Training:
     generator: torch.Generator  # every draw but dropout's, which is torch's own
     step: int = 0  # over all environments
     model_updates: int = 0
+
+
+def new_training(config: Config, precision: Precision) -> Training:
+    """Every moving part of a new run."""
+    collector = open_collector(config.game, config.env)
+    N = collector.num_envs
+    world_model, agent = build.networks(config, collector.num_actions, precision)
+    return Training(
+        world_model,
+        agent,
+        Optimizer(world_model, config.model.model_lr, eps=1e-8, clip=config.model.model_clip),
+        Optimizer(agent, config.agent.agent_lr, eps=1e-5, clip=config.agent.agent_clip),
+        Replay(config.loop.capacity, N, FRAME, precision.device),
+        collector,
+        Policy(world_model, agent, config.loop, N, precision.device),
+        MeanMetrics(precision.device),
+        torch.Generator(precision.device).manual_seed(_draw_seed(config.seed)),
+    )
+
+
+def _draw_seed(seed: int) -> int:
+    """The seed of the draws, apart from that of the initial weights: the same stream must not serve both."""
+    return int(np.random.SeedSequence((seed, 0xD3A3)).generate_state(1)[0])
 
 
 _PARTS = ("model_optimizer", "agent_optimizer", "collector", "policy", "means")

@@ -11,13 +11,13 @@ import torch
 import tyro
 
 from storm_fast import build
+from storm_fast.checkpoint import new_training
 from storm_fast.collect import extension
 from storm_fast.config import Config, preset
 from storm_fast.errors import InputError
 from storm_fast.phases import Phases
 from storm_fast.precision import Precision, choose
 from storm_fast.run import environment, say
-from storm_fast.train import new_training
 
 
 @dataclass(frozen=True)

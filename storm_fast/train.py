@@ -30,15 +30,12 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from storm_fast import build, checkpoint, demo
-from storm_fast.checkpoint import Training
+from storm_fast.checkpoint import Training, new_training
 from storm_fast.clock import PhaseClock
-from storm_fast.collect import Steps, action_count, check_game, open_collector
+from storm_fast.collect import Steps, action_count, check_game
 from storm_fast.config import PRESETS, Config, flat, preset
 from storm_fast.errors import InputError
-from storm_fast.metrics import MeanMetrics
-from storm_fast.optimizer import Optimizer
 from storm_fast.phases import Phases
-from storm_fast.policy import Policy
 from storm_fast.precision import Precision, choose
 from storm_fast.replay import Replay
 from storm_fast.run import Run, check_free, say
@@ -198,29 +195,6 @@ def _learn(config: Config, t: Training, phases: Phases, clock: PhaseClock, model
                 phases.imagine()
             with clock("agent"):
                 phases.update_agent()
-
-
-def new_training(config: Config, precision: Precision) -> Training:
-    """Every moving part of a new run."""
-    collector = open_collector(config.game, config.env)
-    N = collector.num_envs
-    world_model, agent = build.networks(config, collector.num_actions, precision)
-    return Training(
-        world_model,
-        agent,
-        Optimizer(world_model, config.model.model_lr, eps=1e-8, clip=config.model.model_clip),
-        Optimizer(agent, config.agent.agent_lr, eps=1e-5, clip=config.agent.agent_clip),
-        Replay(config.loop.capacity, N, FRAME, precision.device),
-        collector,
-        Policy(world_model, agent, config.loop, N, precision.device),
-        MeanMetrics(precision.device),
-        torch.Generator(precision.device).manual_seed(_draw_seed(config.seed)),
-    )
-
-
-def _draw_seed(seed: int) -> int:
-    """The seed of the draws, apart from that of the initial weights: the same stream must not serve both."""
-    return int(np.random.SeedSequence((seed, 0xD3A3)).generate_state(1)[0])
 
 
 def _demonstration(run: Run, resumed: bool) -> demo.Arrays | None:

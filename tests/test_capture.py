@@ -12,13 +12,14 @@ from torch import Tensor
 
 from storm_fast import build, demo
 from storm_fast.capture import HostReadError, Watch, unchanged
+from storm_fast.checkpoint import new_training
 from storm_fast.collect import Collector, GymCollector
 from storm_fast.config import Config
 from storm_fast.phases import Phases
 from storm_fast.precision import choose
 from storm_fast.replay import Replay
 from storm_fast.run import Run
-from storm_fast.train import new_training, train
+from storm_fast.train import train
 from storm_fast.transformer import Transformer
 from storm_fast.world_model import Encoder
 from tests.small import EXACT, rows, small_config, weights
