@@ -27,7 +27,6 @@ _READS = frozenset(
 _CONSTANTS = frozenset({"lift_fresh", "lift_fresh_copy"})
 """What torch.tensor(...) becomes: a value of the host's, copied to the device at every call."""
 
-
 _CALLS = frozenset({"cpu", "numpy", "tolist", "item", "__array__", "__bool__", "__float__", "__int__", "__index__"})
 """Calls on a tensor that bring it to the host; on a CPU some of these are no operation that a dispatcher sees."""
 

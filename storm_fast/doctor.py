@@ -1,6 +1,5 @@
 """What this machine has, half a minute's measurement, and what to run on it: `python -m storm_fast.doctor`."""
 
-import importlib.metadata
 import shutil
 import sys
 import time
@@ -36,10 +35,9 @@ def inventory(config: Config, precision: Precision) -> dict[str, str]:
     """What there is to run on, by name; what is missing says what that means."""
     machine = environment()
     compiler = next((path for name in ("c++", "g++", "clang++") if (path := shutil.which(name))), None)
-    try:
-        triton = importlib.metadata.version("triton")
-    except importlib.metadata.PackageNotFoundError:
-        triton = "not installed: a GPU would run the PyTorch definitions (--kernels reference)"
+    triton = machine["packages"]["triton"]
+    if triton == "not installed":
+        triton += ": a GPU would run the PyTorch definitions (--kernels reference)"
     native = "C++ (storm_fast._collector)"
     return {
         "python": str(machine["python"]),

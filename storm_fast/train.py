@@ -9,7 +9,8 @@ Each turn of the loop plays one step of every environment and then learns from t
     imagine  imagine.py      the agent acts in the world model
     agent    learn.py        one update of actor and critic (agent.py)
 
-config.py holds every number, run.py the folder that is left behind.
+phases.py has these as calls, which capture.py makes CUDA graphs under --compile and clock.py times; checkpoint.py names
+the parts. config.py holds every number, run.py the folder that is left behind.
 """
 
 import argparse
