@@ -1,12 +1,16 @@
-"""Attention at the model's sizes, 8 heads of 64; also PyTorch's own, on a GPU."""
+"""Attention at the model's sizes, 8 heads of 64, beside PyTorch's fused attention and FlexAttention."""
 
-from collections.abc import Callable
+from functools import cache
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention as fused
 
-from bench.forms import DEVICE, FORMS
+from bench.conftest import Compare
+from bench.forms import DEVICE, OPERATION, in_forms
+from bench.harness import Subject, operation_forms
 from storm_fast.kernels import attention
 from storm_fast.kernels.cost import Cost
 
@@ -16,39 +20,122 @@ DTYPE = torch.bfloat16
 
 def sdpa(qkv_BT3HK: Tensor, dropout: float) -> Tensor:
     q_BHTK, k_BHTK, v_BHTK = (x.transpose(1, 2) for x in qkv_BT3HK.unbind(2))
-    fused = torch.nn.functional.scaled_dot_product_attention
     return fused(q_BHTK, k_BHTK, v_BHTK, dropout_p=dropout, is_causal=True).transpose(1, 2)
 
 
-@pytest.mark.parametrize("form", [*FORMS, "sdpa"] if DEVICE.type == "cuda" else FORMS)
+@cache
+def flex_attention() -> Any:
+    from torch.nn.attention.flex_attention import flex_attention  # here, since it loads a compiler
+
+    return torch.compile(flex_attention, dynamic=False)
+
+
+@cache
+def causal(T: int) -> Any:
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    return create_block_mask(lambda _b, _h, q, k: q >= k, None, None, T, T, device=DEVICE)
+
+
+def flex(qkv_BT3HK: Tensor) -> Tensor:
+    q_BHTK, k_BHTK, v_BHTK = (x.transpose(1, 2) for x in qkv_BT3HK.unbind(2))
+    out_BHTK: Tensor = flex_attention()(q_BHTK, k_BHTK, v_BHTK, block_mask=causal(qkv_BT3HK.shape[1]))
+    return out_BHTK.transpose(1, 2)
+
+
+def tokens(*shape: int) -> Tensor:
+    return torch.randn(*shape, device=DEVICE).to(DTYPE)
+
+
+@in_forms(*OPERATION, "sdpa", "flex")
 @pytest.mark.parametrize("dropout", [0.0, 0.1], ids=["plain", "dropout"])
-def bench_train(timed: Callable[..., None], dropout: float, form: str) -> None:
+def bench_train(compare: Compare, dropout: float, form: str) -> None:
     B, T = 16, 64
-    qkv_BT3HK = torch.randn(B, T, 3, H, K, device=DEVICE).to(DTYPE).requires_grad_()
-    grad_BTHK = torch.randn(B, T, H, K, device=DEVICE).to(DTYPE)
-    attend = sdpa if form == "sdpa" else attention.attend
-    size = B * T * H * K * DTYPE.itemsize
-    # Two products forward, five backward, over the lower triangle; qkv read twice, its gradient written, three of out.
-    cost = Cost(flops=7 * B * H * T * (T + 1) * K, bytes=12 * size)
-    timed(form, lambda: torch.autograd.grad(attend(qkv_BT3HK, dropout), qkv_BT3HK, grad_BTHK), cost)
+
+    def gradient(attend: Any) -> Any:
+        return lambda qkv, grad: torch.autograd.grad(attend(qkv), qkv, grad)
+
+    def forms(p: float) -> dict[str, Any]:
+        peers = {"sdpa": gradient(lambda qkv: sdpa(qkv, p))}
+        if dropout == 0:
+            peers["flex"] = gradient(flex)  # it has no dropout
+        return operation_forms(gradient(lambda qkv: attention.attend(qkv, p)), **peers)
+
+    def subject() -> Subject:
+        size = B * T * H * K * DTYPE.itemsize
+        return Subject(
+            inputs=lambda: (tokens(B, T, 3, H, K).requires_grad_(), tokens(B, T, H, K)),
+            forms=forms(dropout),
+            # Two products forward, five backward, over the lower triangle; qkv read twice, its gradient written, three
+            # of the size of `out`.
+            cost=Cost(flops=7 * B * H * T * (T + 1) * K, bytes=12 * size),
+            compared=forms(0.0),  # each form draws dropout from a stream of its own
+            # Gradients pass through probabilities and their gradient, each rounded to bf16 where a form keeps them so.
+            tolerance=2e-2,
+        )
+
+    if form == "flex" and dropout > 0:
+        pytest.skip("absent: FlexAttention has no dropout")
+    compare(f"attention, forward and backward, {B} x {T}, dropout {dropout}", form, subject)
 
 
-@pytest.mark.parametrize("form", FORMS)
-def bench_prefill(timed: Callable[..., None], form: str) -> None:
+@in_forms(*OPERATION, "sdpa")
+def bench_prefill(compare: Compare, form: str) -> None:
     B, T, S = 1024, 8, 24
-    qkv_BT3HK = torch.randn(B, T, 3, H, K, device=DEVICE).to(DTYPE)
-    k_BHSK, v_BHSK = (torch.zeros(B, H, S, K, device=DEVICE, dtype=DTYPE) for _ in range(2))
-    size = B * T * H * K * DTYPE.itemsize
-    cost = Cost(flops=2 * B * H * T * (T + 1) * K, bytes=6 * size)
-    timed(form, lambda: attention.prefill(qkv_BT3HK, k_BHSK, v_BHSK), cost)
+
+    def peer(qkv_BT3HK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        for cache_BHSK, x_BTHK in zip((k_BHSK, v_BHSK), qkv_BT3HK.unbind(2)[1:], strict=True):
+            cache_BHSK[:, :, :T] = x_BTHK.transpose(1, 2)
+        return sdpa(qkv_BT3HK, 0.0), k_BHSK, v_BHSK
+
+    def subject() -> Subject:
+        size = B * T * H * K * DTYPE.itemsize
+        return Subject(
+            inputs=lambda: (tokens(B, T, 3, H, K), tokens(B, H, S, K), tokens(B, H, S, K)),
+            forms=operation_forms(lambda qkv, k, v: (attention.prefill(qkv, k, v), k, v), sdpa=peer),
+            cost=Cost(flops=2 * B * H * T * (T + 1) * K, bytes=6 * size),
+        )
+
+    compare(f"attention, prefill, {B} x {T}", form, subject)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@in_forms(*OPERATION, "sdpa")
 @pytest.mark.parametrize("position", [8, 23], ids=["first", "last"])
-def bench_step(timed: Callable[..., None], position: int, form: str) -> None:
+def bench_step(compare: Compare, position: int, form: str) -> None:
     B, S = 1024, 24
-    qkv_B3HK = torch.randn(B, 3, H, K, device=DEVICE).to(DTYPE)
-    k_BHSK, v_BHSK = (torch.zeros(B, H, S, K, device=DEVICE, dtype=DTYPE) for _ in range(2))
-    size = B * H * K * DTYPE.itemsize
-    cost = Cost(flops=4 * B * H * (position + 1) * K, bytes=(3 + 2 * position + 2 + 1) * size)
-    timed(form, lambda: attention.step(qkv_B3HK, k_BHSK, v_BHSK, position), cost)
+
+    def peer(qkv_B3HK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q_BHK, k_BHSK[:, :, position], v_BHSK[:, :, position] = qkv_B3HK.unbind(1)
+        seen = slice(0, position + 1)
+        return fused(q_BHK[:, :, None], k_BHSK[:, :, seen], v_BHSK[:, :, seen])[:, :, 0], k_BHSK, v_BHSK
+
+    def subject() -> Subject:
+        size = B * H * K * DTYPE.itemsize
+        return Subject(
+            inputs=lambda: (tokens(B, 3, H, K), tokens(B, H, S, K), tokens(B, H, S, K)),
+            forms=operation_forms(lambda qkv, k, v: (attention.step(qkv, k, v, position), k, v), sdpa=peer),
+            cost=Cost(flops=4 * B * H * (position + 1) * K, bytes=(3 + 2 * position + 2 + 1) * size),
+        )
+
+    compare(f"attention, step {position}, {B}", form, subject)
+
+
+@in_forms(*OPERATION)
+def bench_step_at(compare: Compare, form: str) -> None:
+    """Acting: one game, the newest of 16 steps, its position on the device."""
+    B, S = 1, 16
+
+    def subject() -> Subject:
+        size = B * H * K * DTYPE.itemsize
+        return Subject(
+            inputs=lambda: (
+                tokens(B, 3, H, K),
+                tokens(B, H, S, K),
+                tokens(B, H, S, K),
+                torch.full((B,), S - 1, device=DEVICE),
+            ),
+            forms=operation_forms(lambda qkv, k, v, at: (attention.step_at(qkv, k, v, at), k, v)),
+            cost=Cost(flops=4 * B * H * S * K, bytes=(3 + 2 * (S - 1) + 2 + 1) * size),
+        )
+
+    compare(f"attention, step at a position of the device, {B}", form, subject)

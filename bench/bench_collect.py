@@ -1,15 +1,13 @@
 """Steps per second of the collectors and their peers, each beside the others and beside emulation alone.
 
-`pytest bench/bench_collect.py --benchmark-only` prints a table. Every round runs all candidates in turn on the same
-random actions, so that a machine that drifts drifts for all. Rates are medians over the rounds, and a ratio is the
-median of each round's own, since a shared machine changes more from round to round than between neighbours. What is
-not installed is listed as absent. The environment is STORM's: 64 x 64 colour, 4 frames a step, the maximum of the last
-two, sticky 0.25.
+Every round runs all candidates in turn on the same random actions. The environment is STORM's: 64 x 64 colour, 4 frames
+a step, the maximum of the last two, sticky 0.25. Ours is first held to the slow twin, bit by bit; the peers define
+their environments a little differently, so that of them only the shapes are checked.
 """
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import gymnasium
@@ -18,10 +16,13 @@ import numpy.typing as npt
 import pytest
 from ale_py.vector_env import AtariVectorEnv
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
-from pytest_benchmark.fixture import BenchmarkFixture
 
+from bench.conftest import Show
+from bench.forms import in_forms
+from bench.harness import Rounds, interleave
 from storm_fast.collect import Collector, action_count, extension
 from storm_fast.collect.games import make, rom_name, rom_path
+from storm_fast.collect.gym import GymCollector
 from storm_fast.collect.native import cores
 from storm_fast.config import EnvConfig
 
@@ -31,13 +32,22 @@ except ImportError:
     envpool = None
 
 Actions = npt.NDArray[np.int64]
-Run = Callable[[Actions], Any]
 
-ROUNDS = 21
-STEPS = 256  # environment steps a round, over all environments
-SLOW = {"Sync": 4, "Async": 4}  # these take so much fewer of them, so that neighbours stay near in time
+STEPS = 256
+"""environment steps a round, over all environments"""
+SLOW = {"Sync": 4, "Async": 4}
+"""these take so much fewer of them, so that neighbours stay near in time"""
 STICKY, SKIP, SIZE = 0.25, 4, 64
 THREADS = sorted({1, 2, cores()})
+CHECKED_STEPS = 32
+
+
+class Candidate(NamedTuple):
+    """A vectorised environment, started."""
+
+    step_all: Callable[[Actions], Any]
+    """through all actions [T, N]"""
+    close: Callable[[], Any]
 
 
 class StormWrapper(gymnasium.Wrapper[Any, Any, Any, Any]):
@@ -76,23 +86,28 @@ def wrapped(game: str) -> Callable[[], gymnasium.Env[Any, Any]]:
     return one
 
 
-def stepper(step: Callable[[Any], Any], dtype: Any = np.int64) -> Run:
+def stepping(envs: Any, step: Callable[[Any], Any], dtype: Any = np.int64) -> Candidate:
     """Step through all actions."""
 
-    def run(actions_TN: Actions) -> None:
+    def step_all(actions_TN: Actions) -> None:
         for action_N in actions_TN.astype(dtype):
             step(action_N)
 
-    return run
+    return Candidate(step_all, getattr(envs, "close", lambda: None))
 
 
-def candidates(game: str, N: int, threads: int) -> dict[str, Run]:
-    """All that can step N games with that many threads, ready to run."""
+def native(game: str, N: int, threads: int) -> Candidate:
+    """Ours."""
     ours = Collector(game, EnvConfig(num_envs=N, sticky=STICKY, num_threads=threads))
     ours.reset(0)
+    return stepping(ours, ours.step)
+
+
+def floor(game: str, N: int, threads: int) -> Candidate:
+    """Emulation alone, by our threads: no picture, no Python in between."""
     module = extension()
     assert module is not None
-    floor = module.Collector(
+    games = module.Collector(
         rom=str(rom_path(game)),
         num_envs=N,
         num_threads=threads,
@@ -104,12 +119,13 @@ def candidates(game: str, N: int, threads: int) -> dict[str, Run]:
         columns=SIZE,
         gray=False,
     )
-    floor.reset(list(range(N)), np.zeros((N, SIZE, SIZE, 3), np.uint8))
-    runs: dict[str, Run] = {
-        "ours": stepper(ours.step),
-        "floor": lambda actions_TN: floor.emulate(actions_TN.T.ravel().tolist(), len(actions_TN)),
-    }
-    ale = AtariVectorEnv(
+    games.reset(list(range(N)), np.zeros((N, SIZE, SIZE, 3), np.uint8))
+    return Candidate(lambda actions_TN: games.emulate(actions_TN.T.ravel().tolist(), len(actions_TN)), lambda: None)
+
+
+def ale(game: str, N: int, threads: int) -> Candidate:
+    """ale_py's own."""
+    envs = AtariVectorEnv(
         rom_name(game),
         N,
         num_threads=threads,
@@ -123,65 +139,123 @@ def candidates(game: str, N: int, threads: int) -> dict[str, Run]:
         reward_clipping=False,
         use_fire_reset=False,
     )
-    ale.reset(seed=0)
-    runs["AtariVectorEnv"] = stepper(ale.step)
-    if envpool is not None:
-        pool = envpool.make_gymnasium(
-            f"{game}-v5",
-            num_envs=N,
-            num_threads=threads,
-            img_height=SIZE,
-            img_width=SIZE,
-            gray_scale=False,
-            stack_num=1,
-            frame_skip=SKIP,
-            noop_max=1,
-            use_fire_reset=False,
-            use_inter_area_resize=True,
-            repeat_action_probability=STICKY,
-        )
-        pool.reset()
-        runs["envpool"] = stepper(pool.step, np.int32)
-    if threads == max(THREADS):  # these two have no threads to set
-        sync = SyncVectorEnv([wrapped(game)] * N)
-        sync.reset(seed=0)
-        runs["Sync"] = stepper(sync.step)
-        parallel = AsyncVectorEnv([wrapped(game)] * N, context="fork")
-        parallel.reset(seed=0)
-        runs["Async"] = stepper(parallel.step)
-    return runs
+    envs.reset(seed=0)
+    return stepping(envs, envs.step)
 
 
-@pytest.mark.skipif(extension() is None, reason="the C++ collector was not built")
-@pytest.mark.parametrize("threads", THREADS)
-@pytest.mark.parametrize("num_envs", [1, 8, 64])
-@pytest.mark.parametrize("game", ["Pong", "Breakout", "MsPacman"])
-@pytest.mark.filterwarnings("ignore")  # the peers' own
-def bench_collect(benchmark: BenchmarkFixture, game: str, num_envs: int, threads: int) -> None:
-    runs = candidates(game, num_envs, threads)
-    ours = runs.pop("ours")
+def pool(game: str, N: int, threads: int) -> Candidate:
+    """envpool's."""
+    envs = envpool.make_gymnasium(
+        f"{game}-v5",
+        num_envs=N,
+        num_threads=threads,
+        img_height=SIZE,
+        img_width=SIZE,
+        gray_scale=False,
+        stack_num=1,
+        frame_skip=SKIP,
+        noop_max=1,
+        use_fire_reset=False,
+        use_inter_area_resize=True,
+        repeat_action_probability=STICKY,
+    )
+    envs.reset()
+    return stepping(envs, envs.step, np.int32)
+
+
+def gymnasium_sync(game: str, N: int, _: int) -> Candidate:
+    """gymnasium's, one after another."""
+    envs = SyncVectorEnv([wrapped(game)] * N)
+    envs.reset(seed=0)
+    return stepping(envs, envs.step)
+
+
+def gymnasium_async(game: str, N: int, _: int) -> Candidate:
+    """gymnasium's, a process each."""
+    envs = AsyncVectorEnv([wrapped(game)] * N, context="fork")
+    envs.reset(seed=0)
+    return stepping(envs, envs.step)
+
+
+FORMS = {
+    "ours": native,
+    "emulation": floor,
+    "AtariVectorEnv": ale,
+    "envpool": pool,
+    "Sync": gymnasium_sync,
+    "Async": gymnasium_async,
+}
+
+
+def fault(game: str) -> str | None:
+    """What of ours differs from the slow twin in some random steps of two games; None where nothing does."""
+    config = EnvConfig(num_envs=2, sticky=STICKY)
+    ours, twin = Collector(game, config), GymCollector(game, config)
     random = np.random.default_rng(0)
-    num_actions = action_count(game, False)
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    if not np.array_equal(ours.reset(1), twin.reset(1)):
+        return "the first observations differ from the slow twin's"
+    for t in range(CHECKED_STEPS):
+        action_N = random.integers(0, ours.num_actions, 2)
+        mine, true = ours.step(action_N), twin.step(action_N)
+        for name, x, y in zip(mine._fields, mine, true, strict=True):
+            if not np.array_equal(x, y):
+                return f"{name} differs from the slow twin's after {t + 1} steps"
+    return None
 
-    def others_first() -> tuple[tuple[Actions], dict[str, Any]]:
-        actions_TN = random.integers(0, num_actions, (STEPS // num_envs, num_envs))
-        names = sorted(runs, key=lambda _: random.random())  # no candidate always follows the same one
-        for name, run in ((name, runs[name]) for name in names):
-            some_TN = actions_TN[: len(actions_TN) // SLOW.get(name, 1)]
-            start = time.perf_counter()
-            run(some_TN)
-            seconds[name].append((time.perf_counter() - start) * len(actions_TN) / len(some_TN))
-        return (actions_TN,), {}
 
-    benchmark.group = f"collect {game}"
-    benchmark.pedantic(ours, setup=others_first, rounds=ROUNDS, warmup_rounds=1)
-    assert benchmark.stats is not None
-    mine = np.array(benchmark.stats.stats.data)
-    steps = STEPS // num_envs * num_envs
-    times = {"ours": mine} | {name: np.array(all_rounds[1:]) for name, all_rounds in seconds.items()}
-    benchmark.extra_info |= {
-        "steps_per_s": {name: steps / float(np.median(s)) for name, s in times.items()},
-        "ours_over": {name: float(np.median(s / mine)) for name, s in times.items() if name != "ours"},
-        "absent": [] if envpool is not None else ["envpool"],
+def absent(threads: int) -> dict[str, str]:
+    """What cannot be measured, and why."""
+    why = {}
+    if extension() is None:
+        why |= dict.fromkeys(("ours", "emulation"), "the C++ collector was not built")
+    if envpool is None:
+        why["envpool"] = "not installed"
+    if threads != max(THREADS):
+        why |= dict.fromkeys(SLOW, f"has no threads to set: measured beside {max(THREADS)}")
+    return why
+
+
+def collected(game: str, N: int, threads: int, rounds: int) -> Rounds:
+    """All candidates, measured."""
+    found = Rounds("ours", absent=absent(threads), unit="environment steps", count=1.0)
+    wrong = fault(game) if "ours" not in found.absent else None
+    if wrong is not None:
+        found.wrong["ours"] = wrong
+    random = np.random.default_rng(0)
+    actions_TN = random.integers(0, action_count(game, False), (STEPS // N, N))
+    started = {
+        name: start(game, N, threads)
+        for name, start in FORMS.items()
+        if name not in found.absent and name not in found.wrong
     }
+
+    def turn(name: str, candidate: Candidate) -> Callable[[], float]:
+        some_TN = actions_TN[: max(1, len(actions_TN) // SLOW.get(name, 1))]
+
+        def run() -> float:
+            start_s = time.perf_counter()
+            candidate.step_all(some_TN)
+            return (time.perf_counter() - start_s) / some_TN.size
+
+        return run
+
+    try:
+        found.seconds = interleave({name: turn(name, c) for name, c in started.items()}, rounds)
+    finally:
+        for candidate in started.values():
+            candidate.close()
+    return found
+
+
+@in_forms(*FORMS)
+@pytest.mark.parametrize("threads", THREADS)
+@pytest.mark.parametrize("num_envs", [1, 8, pytest.param(64, marks=pytest.mark.full)])
+@pytest.mark.parametrize("game", ["Pong", *(pytest.param(g, marks=pytest.mark.full) for g in ("Breakout", "MsPacman"))])
+@pytest.mark.filterwarnings("ignore")  # the peers' own
+def bench_collect(
+    show: Show, measured: dict[str, Rounds], quick: bool, game: str, num_envs: int, threads: int, form: str
+) -> None:
+    operation = f"collect {game}, {num_envs} games, {threads} threads"
+    if operation not in measured:
+        measured[operation] = collected(game, num_envs, threads, rounds=5 if quick else 11)
+    show(operation, form, measured[operation])

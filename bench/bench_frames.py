@@ -1,11 +1,11 @@
 """Frames for the encoder: the world model's batch, and the contexts of imagination straight from the replay."""
 
-from collections.abc import Callable
-
-import pytest
 import torch
+from torch import Tensor
 
-from bench.forms import DEVICE, FORMS
+from bench.conftest import Compare
+from bench.forms import DEVICE, OPERATION, in_forms
+from bench.harness import Subject, operation_forms
 from storm_fast.kernels import frames
 from storm_fast.kernels.cost import Cost
 
@@ -13,17 +13,35 @@ FRAME = (64, 64, 3)
 DTYPE = torch.bfloat16
 
 
-@pytest.mark.parametrize("form", FORMS)
-def bench_normalise(timed: Callable[..., None], form: str) -> None:
-    obs_NYXP = torch.zeros(1024, *FRAME, dtype=torch.uint8, device=DEVICE)
-    cost = Cost(flops=obs_NYXP.numel(), bytes=3 * obs_NYXP.numel())
-    timed(form, lambda: frames.normalise(obs_NYXP, None, DTYPE, torch.channels_last), cost)
+def pixels(count: int) -> Tensor:
+    return torch.randint(256, (count, *FRAME), dtype=torch.uint8, device=DEVICE)
 
 
-@pytest.mark.parametrize("form", FORMS)
-def bench_gather(timed: Callable[..., None], form: str) -> None:
-    frames_MYXP = torch.zeros(10_000, *FRAME, dtype=torch.uint8, device=DEVICE)
-    index_N = torch.randint(10_000, (8192,), device=DEVICE)
-    size = index_N.numel() * frames_MYXP[0].numel()
-    cost = Cost(flops=size, bytes=3 * size + 8 * index_N.numel())
-    timed(form, lambda: frames.gather(frames_MYXP, index_N, None, DTYPE, torch.channels_last), cost)
+@in_forms(*OPERATION)
+def bench_normalise(compare: Compare, form: str) -> None:
+    N = 1024
+
+    def subject() -> Subject:
+        size = pixels(1).numel() * N
+        return Subject(
+            inputs=lambda: (pixels(N),),
+            forms=operation_forms(lambda x: frames.normalise(x, None, DTYPE, torch.channels_last)),
+            cost=Cost(flops=size, bytes=3 * size),
+        )
+
+    compare(f"frames normalised, {N}", form, subject)
+
+
+@in_forms(*OPERATION)
+def bench_gather(compare: Compare, form: str) -> None:
+    N, M = 8192, 10_000
+
+    def subject() -> Subject:
+        size = pixels(1).numel() * N
+        return Subject(
+            inputs=lambda: (pixels(M), torch.randint(M, (N,), device=DEVICE)),
+            forms=operation_forms(lambda x, i: frames.gather(x, i, None, DTYPE, torch.channels_last)),
+            cost=Cost(flops=size, bytes=3 * size + 8 * N),
+        )
+
+    compare(f"frames gathered, {N} of {M}", form, subject)

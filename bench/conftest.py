@@ -1,176 +1,218 @@
-"""Benchmarks time on the device's clock: a call ends when the device has finished its work.
+"""`pytest bench/ --benchmark-only`: one instrument of several files. `--quick` takes two minutes on two cores.
 
-An operation on a GPU is timed as training runs it, replayed from a CUDA graph, between two events on the device: a
-host's clock around one call would time the launches of eager PyTorch and Triton's Python. The L2 cache is flushed
-before each replay, since in training other tensors have passed through it. Not yet run on a GPU.
+A case is an operation in one form, `bench_<operation>[<shape>-<form>]`; the forms of an operation are measured
+together (harness.py), and what pytest-benchmark is then given are those rounds, played back: its statistics, JSON and
+`--benchmark-compare` work as ever. Ratios, rates and shares of the roof are each case's `extra_info`.
+
+`--benchmark-compare` alone compares with the stored run of a device of this name, and fails where a ratio of ours to an
+alternative has become worse (guard.py); times of another day it only shows.
 """
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from pytest_benchmark.fixture import BenchmarkFixture
 
+from bench import guard, machine, table
 from bench.ceilings import Ceilings, measure
-from bench.forms import DEVICE
-from storm_fast.kernels import backend
-from storm_fast.kernels.cost import Cost
+from bench.forms import DEVICE, IS_GPU, skipped
+from bench.harness import Rounds, Subject, quartiles
+from bench.harness import measure as measure_subject
+
+Compare = Callable[[str, str, Callable[[], Subject]], None]
+Show = Callable[[str, str, Rounds], None]
 
 
-class _Clock:
-    """What benchmarks read: a host's clock, or the device's own where an operation is replayed."""
+class _Playback:
+    """The clock that pytest-benchmark reads: it advances by what each round took when it was measured."""
 
     def __init__(self) -> None:
-        self.replayed_s = 0.0
-        self.is_device = False
+        self.now_s = 0.0
 
     def read(self) -> float:
-        """Seconds; on the host's clock, when the device has finished all queued work."""
-        if self.is_device:
-            return self.replayed_s
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        return time.perf_counter()
+        """Seconds."""
+        return self.now_s
 
 
-_CLOCK = _Clock()
+_PLAYBACK = _Playback()
 
 
-def device_timer() -> float:
-    """Seconds on the clock that holds."""
-    return _CLOCK.read()
+def playback_timer() -> float:
+    """That clock; pytest-benchmark prints a timer's name."""
+    return _PLAYBACK.read()
 
 
-@contextmanager
-def replaying(call: Callable[[], Any]) -> Iterator[Callable[[], None]]:
-    """Capture a call; in the block the clock advances by what its replays take on the device, and by nothing else."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):  # compiles, and fills workspaces, before the capture
-        for _ in range(3):
-            call()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        call()
-    started, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    elsewhere = torch.empty(4 * torch.cuda.get_device_properties().L2_cache_size, dtype=torch.uint8, device=DEVICE)
-
-    def replay() -> None:
-        elsewhere.zero_()
-        started.record()
-        graph.replay()
-        ended.record()
-        ended.synchronize()
-        _CLOCK.replayed_s += started.elapsed_time(ended) / 1e3
-
-    _CLOCK.is_device = True
-    try:
-        yield replay
-    finally:
-        _CLOCK.is_device = False
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add --quick."""
+    parser.addoption("--quick", action="store_true", help="fewer rounds and sizes: two minutes on two cores")
 
 
-@contextmanager
-def playing_back(seconds: list[float]) -> Iterator[Callable[[], None]]:
-    """In the block the clock advances with each call by what a round took when it was measured."""
-    rounds = iter(seconds)
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Before pytest-benchmark reads its options: compare with the stored run, and leave its table to those who ask."""
+    option = config.option
+    if option.benchmark_json:  # which is written at the very end, when minutes have been spent
+        Path(option.benchmark_json).parent.mkdir(parents=True, exist_ok=True)
+    if option.benchmark_compare is True and guard.stored_path().exists():
+        option.benchmark_compare = str(guard.stored_path())
+    if not (option.benchmark_compare or option.benchmark_columns or option.benchmark_verbose):
+        option.benchmark_quiet = True
+    config.stash[_START] = machine.state()
 
-    def play() -> None:
-        _CLOCK.replayed_s += next(rounds)
 
-    _CLOCK.is_device = True
-    try:
-        yield play
-    finally:
-        _CLOCK.is_device = False
+_START = pytest.StashKey[dict[str, Any]]()
+_CEILINGS = pytest.StashKey[Ceilings]()
+_WRONG = pytest.StashKey[dict[str, str]]()
+_GUARD = pytest.StashKey[tuple[list[str], int]]()
+_ABSENT = pytest.StashKey[dict[str, str]]()
 
 
 @pytest.fixture(scope="session")
-def ceilings() -> Ceilings:
-    """What this device reaches in copying and in products."""
-    return measure(DEVICE, torch.bfloat16 if DEVICE.type == "cuda" else torch.float32)
+def quick(pytestconfig: pytest.Config) -> bool:
+    """Whether --quick was asked for."""
+    return bool(pytestconfig.getoption("--quick"))
+
+
+@pytest.fixture(scope="session")
+def ceilings(pytestconfig: pytest.Config) -> Ceilings:
+    """What this device reaches; measured once, before anything else."""
+    return pytestconfig.stash.setdefault(_CEILINGS, measure(DEVICE))
 
 
 @pytest.fixture
-def timed(benchmark: Any, ceilings: Ceilings) -> Callable[..., None]:
-    """Times a call in one of its forms and states it as rates and as a share of what the device reaches."""
+def show(benchmark: BenchmarkFixture, request: pytest.FixtureRequest, ceilings: Ceilings) -> Show:
+    """Gives one form's rounds to pytest-benchmark; skips what is absent and fails what is wrong, without a time."""
 
-    def run(form: str, call: Callable[[], Any], cost: Cost) -> None:
-        with backend.using("triton" if form == "triton" else "reference"):
-            if form == "compiled":
-                call = torch.compile(call, mode="default")
-            if DEVICE.type == "cuda":
-                with replaying(call) as replay:
-                    benchmark.pedantic(replay, rounds=50, warmup_rounds=5)
-            else:
-                benchmark.pedantic(call, rounds=10, warmup_rounds=5)
-        s = benchmark.stats.stats.median
-        roof_s = max(cost.flops / ceilings.flops_per_s, cost.bytes / ceilings.bytes_per_s)
-        benchmark.extra_info |= {
-            "GB/s": cost.bytes / s / 1e9,
-            "TFLOP/s": cost.flops / s / 1e12,
-            "share of roof": roof_s / s,
-            "torch": torch.__version__,
-            "device": torch.cuda.get_device_name()
-            if DEVICE.type == "cuda"
-            else f"CPU, {torch.get_num_threads()} threads",
-        }
+    def run(operation: str, form: str, found: Rounds) -> None:
+        name, stash = f"{operation}: {form}", request.config.stash
+        if form in found.absent:
+            stash.setdefault(_ABSENT, {})[name] = found.absent[form]
+            pytest.skip(f"absent: {found.absent[form]}")
+        if form in found.wrong:
+            stash.setdefault(_WRONG, {})[name] = found.wrong[form]
+            pytest.fail(f"WRONG: {found.wrong[form]}", pytrace=False)
+        benchmark.group = operation
+        benchmark.extra_info |= case_info(form, found, ceilings)
+        rounds = iter(found.seconds[form])
+
+        def play() -> None:
+            _PLAYBACK.now_s += next(rounds)
+
+        benchmark.pedantic(play, rounds=len(found.seconds[form]))
 
     return run
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give every benchmark that clock."""
+@pytest.fixture(scope="session")
+def measured() -> dict[str, Rounds]:
+    """Rounds of all operations so far, by name."""
+    return {}
+
+
+@pytest.fixture
+def compare(show: Show, measured: dict[str, Rounds], quick: bool) -> Compare:
+    """Measures an operation when the first of its forms asks, and shows this form."""
+
+    def run(operation: str, form: str, subject: Callable[[], Subject]) -> None:
+        if operation not in measured:
+            rounds = (20 if quick else 50) if IS_GPU else (5 if quick else 15)
+            measured[operation] = measure_subject(subject(), rounds, skipped(quick))
+        show(operation, form, measured[operation])
+
+    return run
+
+
+def case_info(form: str, found: Rounds, ceilings: Ceilings) -> dict[str, Any]:
+    """What a case states beside its times."""
+    median_s = quartiles(found.seconds[form])[1]
+    info: dict[str, Any] = {"form": form, "ours": form == found.ours} | found.beside.get(form, {})
+    if found.ours in found.seconds and form != found.ours:
+        q1, q2, q3 = quartiles(found.over_ours(form))
+        info["over_ours"] = {"q1": q1, "median": q2, "q3": q3}
+    if found.cost is not None:
+        cost = found.cost
+        roof_s = max(cost.flops / ceilings.bf16_flops_per_s, cost.bytes / ceilings.bytes_per_s)
+        info |= {"flops": cost.flops, "bytes": cost.bytes, "share_of_roof": roof_s / median_s}
+    if found.unit:
+        info |= {"unit": found.unit, "per_s": found.count / median_s}
+    return info
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Give every benchmark that clock; with --quick, leave out what is marked `full`."""
+    if config.getoption("--quick"):
+        full = [item for item in items if item.get_closest_marker("full")]
+        config.hook.pytest_deselected(items=full)
+        items[:] = [item for item in items if item not in full]
     for item in items:
-        item.add_marker(pytest.mark.benchmark(timer=device_timer, warmup=False))
+        item.add_marker(pytest.mark.benchmark(timer=playback_timer, warmup=False))
+        # A form that is wrong fails without a time; pytest-benchmark would add that it was given none.
+        item.add_marker(pytest.mark.filterwarnings("ignore:Benchmark fixture was not used"))
+
+
+def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
+    """Name the device, and not the machine."""
+    machine_info.clear()
+    machine_info |= machine.describe()
+
+
+def pytest_benchmark_update_json(config: pytest.Config, benchmarks: list[Any], output_json: dict[str, Any]) -> None:
+    """Add what the roof was and how the device fared; drop single rounds, which quartiles stand for."""
+    end, start = machine.state(), config.stash[_START]
+    output_json["device"] = {
+        "ceilings": config.stash[_CEILINGS]._asdict() if _CEILINGS in config.stash else {},
+        "start": start,
+        "end": end,
+        "troubles": machine.troubles(start, end),
+        "absent": config.stash.get(_ABSENT, {}),
+        "wrong": config.stash.get(_WRONG, {}),
+        "quick": bool(config.getoption("--quick")),
+    }
+    for case in output_json["benchmarks"]:
+        case["stats"].pop("data", None)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail a run whose ratios are worse than those it is compared with."""
+    benchmarks = getattr(session.config, "_benchmarksession", None)
+    stored = {
+        name: case["extra_info"]
+        for cases in (getattr(benchmarks, "compared_mapping", None) or {}).values()
+        for name, case in cases.items()
+    }
+    now = {b.fullname: b.extra_info for b in getattr(benchmarks, "benchmarks", [])}
+    if stored:
+        session.config.stash[_GUARD] = guard.regressions(stored, now), guard.compared(stored, now)
+        if session.config.stash[_GUARD][0] and session.exitstatus == 0:
+            session.exitstatus = 1
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Print what pytest-benchmark's own table has no columns for."""
-    session = getattr(terminalreporter.config, "_benchmarksession", None)
-    benchmarks = getattr(session, "benchmarks", [])
-    _kernel_rates(terminalreporter, [b for b in benchmarks if "GB/s" in b.extra_info])
-    _collector_rates(terminalreporter, [b for b in benchmarks if "steps_per_s" in b.extra_info])
-    _step_forms(terminalreporter, [b for b in benchmarks if "over_this" in b.extra_info])
-
-
-def _kernel_rates(terminalreporter: Any, rows: list[Any]) -> None:
-    """Bytes and flops a second, and on a CPU what they are not."""
-    for b in rows:
-        x = b.extra_info
-        terminalreporter.write_line(
-            f"{b.name:44s}{b.stats.median * 1e6:11.1f} us (IQR {b.stats.iqr * 1e6:9.1f}){x['GB/s']:9.2f} GB/s"
-            f"{x['TFLOP/s']:9.4f} TFLOP/s{100 * x['share of roof']:6.1f} % of roof"
-        )
-    if rows and DEVICE.type == "cpu":
-        terminalreporter.write_line("On a CPU these are the PyTorch references; the Triton kernels run on a GPU alone.")
-
-
-def _collector_rates(terminalreporter: Any, rows: list[Any]) -> None:
-    """Environment steps a second of each collector, and ours over each."""
-    if rows:
-        terminalreporter.section("collectors: environment steps per second, and ours / each")
-    for b in rows:
-        rates, ratios = b.extra_info["steps_per_s"], b.extra_info["ours_over"]
-        cells = [f"{name} {rate:,.0f} ({ratios[name]:.2f}x)" for name, rate in rates.items() if name != "ours"]
-        terminalreporter.write_line(f"{b.name:32s} ours {rates['ours']:,.0f} | " + " | ".join(cells))
-        for name in b.extra_info["absent"]:
-            terminalreporter.write_line(f"{'':32s} absent: {name}")
-
-
-def _step_forms(terminalreporter: Any, rows: list[Any]) -> None:
-    """Milliseconds of each phase in each form, and the other forms over it."""
-    if rows:
-        terminalreporter.section("a training step: milliseconds, share of the floor, and each form / this one")
-    for b in rows:
-        x = b.extra_info
-        ratios = " ".join(f"{name} {ratio:.2f}x" for name, ratio in x["over_this"].items())
-        terminalreporter.write_line(
-            f"{b.name:32s}{1e3 * b.stats.median:12.2f} ms (IQR {1e3 * b.stats.iqr:9.2f})"
-            f"{100 * x['share_of_floor']:6.1f} % of {x['tflop']:.4f} TFLOP | {ratios}"
-        )
-        if "joules" in x:
-            terminalreporter.write_line(f"{'':32s}phases apart {x['phases_apart_ms']:.2f} ms, {x['joules']:.2f} J")
+    """Print what pytest-benchmark's own table has no columns for, and what the figures are worth."""
+    config = terminalreporter.config
+    session = getattr(config, "_benchmarksession", None)
+    cases = [
+        table.Case(b.group, b.stats.median, b.stats.iqr, b.extra_info)
+        for b in getattr(session, "benchmarks", [])
+        if b and b.stats.rounds and "form" in b.extra_info
+    ]
+    if not cases:
+        return
+    absent, wrong = config.stash.get(_ABSENT, {}), config.stash.get(_WRONG, {})
+    terminalreporter.section(machine.device_name())
+    for line in table.lines(cases, wrong):
+        terminalreporter.write_line(line)
+    for line in table.ceilings(config.stash[_CEILINGS]._asdict()):
+        terminalreporter.write_line(line)
+    for line in table.absences(absent):
+        terminalreporter.write_line(line)
+    if _GUARD in config.stash:
+        worse, count = config.stash[_GUARD]
+        for line in worse:
+            terminalreporter.write_line(f"SLOWER: {line}", red=True)
+        terminalreporter.write_line(f"{count} ratios compared with the stored run: {len(worse)} worse")
+    for trouble in machine.troubles(config.stash[_START], machine.state()):
+        terminalreporter.write_line(f"NOT TO BE TRUSTED: {trouble}", red=True)

@@ -1,8 +1,25 @@
 """Where benchmarks run, and what each operation is timed as."""
 
+from typing import Any
+
+import pytest
 import torch
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+IS_GPU = DEVICE.type == "cuda"
 
-FORMS = ["reference", "compiled", "triton"] if DEVICE.type == "cuda" else ["reference"]
-"""What each operation is timed as; on a CPU the references alone, which is all that a CPU runs."""
+OPERATION = ("triton", "compiled", "reference")
+"""The forms of every operation of kernels/: the kernel, torch.compile of the definition, the definition."""
+
+
+def in_forms(*names: str) -> Any:
+    """A case for each form; those of one operation are measured together, when the first of them runs."""
+    return pytest.mark.parametrize("form", names)
+
+
+def skipped(quick: bool) -> dict[str, str]:
+    """The forms that do not run here, and why."""
+    if IS_GPU:
+        return {}
+    why = {"triton": "Triton's kernels need a GPU", "flex": "FlexAttention is timed on a GPU"}
+    return why | ({"compiled": "--quick does not wait for the compiler of a CPU"} if quick else {})

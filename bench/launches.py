@@ -11,6 +11,7 @@ Neither depends on the sizes, except that the reference of the lambda-return loo
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 from unittest import mock
 
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from storm_fast.config import preset
 from storm_fast.kernels import attention, backend, categorical, frames, lambda_return, norm, twohot
 from storm_fast.precision import choose
 
@@ -145,24 +147,26 @@ def tables() -> dict[str, tuple[int, int]]:
 
 def phases() -> dict[str, dict[str, int]]:
     """Launches of each phase by form."""
-    from bench.bench_step import ACTIONS, PHASES, Ours
+    from bench.ours import ACTIONS, Ours
     from bench.released import Released, why_absent
 
-    precision = choose("cpu", "bf16")
-    forms: dict[str, Any] = {"eager": Ours("reference", precision), "kernels": Ours("reference", precision)}
+    config, precision = preset("storm"), choose("cpu", "bf16")
+    config = replace(config, loop=replace(config.loop, capacity=2000))
+    forms: dict[str, Any] = {"eager": Ours(config, precision), "kernels": Ours(config, precision)}
     if why_absent() is None:
         forms["released"] = Released(torch.device("cpu"), ACTIONS, torch.bfloat16)
     found: dict[str, dict[str, int]] = {}
-    for phase in PHASES:
+    for phase in forms["eager"].calls:
         for name, form in forms.items():
             names: list[str] = []
-            getattr(form, phase)()  # the first makes an optimiser's moments
+            call = form.calls[phase]
+            call()  # the first makes an optimiser's moments
             if name == "kernels":
                 with backend.using("triton"), _recorded(names), _Counter() as counter:
-                    getattr(form, phase)()
+                    call()
             else:
                 with backend.using("reference"), _Counter() as counter:
-                    getattr(form, phase)()
+                    call()
             found.setdefault(phase, {})[name] = counter.launches + len(names)
     return found
 

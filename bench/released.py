@@ -81,6 +81,7 @@ class Released:
         self.context_obs: list[Any] = []
         self.context_action: list[Any] = []
         self.obs_NYXP = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), dtype=np.uint8)
+        self.calls = {name: getattr(self, name) for name in ("act", "append", "model", "imagine", "agent")}
         for _ in range(200):
             self.append()
         for _ in range(16):

@@ -36,9 +36,10 @@ class Training:
     model_updates: int = 0
 
 
-def new_training(config: Config, precision: Precision) -> Training:
-    """Every moving part of a new run."""
-    collector = open_collector(config.game, config.env)
+def new_training(config: Config, precision: Precision, collector: AnyCollector | None = None) -> Training:
+    """Every moving part of a new run; it opens the games, unless a collector is given."""
+    if collector is None:
+        collector = open_collector(config.game, config.env)
     N = collector.num_envs
     world_model, agent = build.networks(config, collector.num_actions, precision)
     return Training(

@@ -1,0 +1,82 @@
+"""The lines that a terminal and a report share: an operation's forms side by side."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+
+class Case(NamedTuple):
+    """One form of one operation, as measured."""
+
+    operation: str
+    median_s: float
+    iqr_s: float
+    info: Mapping[str, Any]
+
+
+def lines(cases: Iterable[Case], wrong: Mapping[str, str]) -> Iterator[str]:
+    """An aligned table; what is wrong comes after it, without a time."""
+    yield f"{'':44s}{'median':>12s}{'IQR':>11s}{'/ ours':>8s}{'of roof':>9s}{'GB/s':>9s}{'TFLOP/s':>9s}"
+    for operation, forms in by_operation(cases).items():
+        yield operation
+        for case in sorted(forms, key=lambda c: c.median_s):
+            yield f"  {case.info['form']:42s}" + "".join(_cells(case))
+    for name, why in sorted(wrong.items()):
+        yield f"{name}: WRONG: {why}"
+
+
+def by_operation(cases: Iterable[Case]) -> dict[str, list[Case]]:
+    """The forms of each operation, in the order in which they were measured."""
+    found: dict[str, list[Case]] = {}
+    for case in cases:
+        found.setdefault(case.operation, []).append(case)
+    return found
+
+
+def _cells(case: Case) -> Iterator[str]:
+    info, s = case.info, case.median_s
+    yield f"{duration(s):>12s}{duration(case.iqr_s):>11s}"
+    yield f"{info['over_ours']['median']:7.2f}x" if "over_ours" in info else f"{'ours' if info['ours'] else '':>8s}"
+    if "share_of_roof" in info:
+        yield f"{info['share_of_roof']:9.1%}{info['bytes'] / s / 1e9:9.2f}{info['flops'] / s / 1e12:9.4f}"
+    if "unit" in info:
+        yield f"  {info['per_s']:,.0f} {info['unit']}/s"
+    for name, value in info.items():
+        if name in FURTHER:
+            yield f"  {FURTHER[name].format(value)}"
+
+
+FURTHER = {
+    "peak_mb": "adds {:,.0f} MB",
+    "host_ms": "host {:.2f} ms",
+    "idle_share": "idle {:.0%}",
+    "joules": "{:.2f} J",
+    "phases_apart_ms": "phases apart {:.2f} ms",
+}
+"""What some cases state besides, and how it reads."""
+
+
+def absences(absent: Mapping[str, str]) -> Iterator[str]:
+    """What was not measured, by form and reason; `absent` has them by `operation: form`."""
+    operations: dict[tuple[str, str], list[str]] = {}
+    for name, why in absent.items():
+        operation, form = name.rsplit(": ", 1)
+        operations.setdefault((form, why), []).append(operation)
+    for (form, why), names in sorted(operations.items()):
+        yield f"absent: {form} ({why}): {names[0] if len(names) == 1 else f'{len(names)} operations'}"
+
+
+def ceilings(measured: Mapping[str, float]) -> Iterator[str]:
+    """What the device reached."""
+    yield (
+        f"roof: {measured['bytes_per_s'] / 1e9:,.1f} GB/s copied; {measured['bf16_flops_per_s'] / 1e12:,.3f} TFLOP/s "
+        f"in bf16, {measured['full_flops_per_s'] / 1e12:,.3f} with float32 tensors (tf32 on a GPU); a small operation "
+        f"costs the host {duration(measured['launch_s'])}, in a graph {duration(measured['node_s'])}"
+    )
+
+
+def duration(seconds: float) -> str:
+    """With a unit that leaves one to three digits before the point."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
+        if seconds >= size:
+            return f"{seconds / size:.2f} {unit}"
+    return f"{seconds / 1e-9:.0f} ns"
