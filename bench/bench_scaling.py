@@ -2,22 +2,19 @@
 
 Each case is a rung of a ladder, `bench_<what>[<axis>-<size>]`. A ladder ends where its next rung would take longer than
 LONGEST_S a call; those above are listed as absent. The report fits an exponent to each: 1 is work in proportion.
-Memory is what a rung adds at its peak, networks and replay included: resident (CPU) or allocated on the device (GPU).
+Memory is what a rung adds at its peak, networks and replay included.
 """
 
-import ctypes
-import gc
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
 
+from bench import footprint
 from bench.conftest import Show
 from bench.forms import DEVICE, IS_GPU
 from bench.harness import Rounds, wait
@@ -57,7 +54,7 @@ class Ladder:
         if last is not None and last.seconds * size / last.size > LONGEST_S:
             found.absent["ours"] = f"would take more than {LONGEST_S:.0f} s a call"
         else:
-            before_mb = _resident_mb()
+            before_mb = footprint.before_mb()
             run = call()
             run()
             wait()
@@ -66,7 +63,12 @@ class Ladder:
                 run()
                 wait()
                 found.seconds.setdefault("ours", []).append(time.perf_counter() - start_s)
-            found.beside["ours"] = {"ladder": ladder, "axis": axis, "size": size, "peak_mb": _peak_mb() - before_mb}
+            found.beside["ours"] = {
+                "ladder": ladder,
+                "axis": axis,
+                "size": size,
+                "peak_mb": footprint.added_mb(before_mb),
+            }
             self._reached[ladder] = Rung(size, float(np.median(found.seconds["ours"])))
         self._show(f"{ladder}: {size:,}", "ours", found)
 
@@ -171,30 +173,3 @@ def bench_replay_over_size(ladder: Ladder, steps: int) -> None:
         return lambda: replay.sample(B, T, generator)
 
     ladder.climb(f"a sample of {B} x {T} from the replay", "steps held", steps, start, "steps drawn", B * T)
-
-
-def _resident_mb() -> float:
-    """What the process holds now, after giving back what it does not use; on a GPU, what is allocated there."""
-    gc.collect()
-    if IS_GPU:
-        torch.cuda.reset_peak_memory_stats()
-        return torch.cuda.memory_allocated() / 2**20
-    if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).malloc_trim(0)  # training tells the allocator to keep its pages
-    if _CLEAR_REFS.exists():
-        _CLEAR_REFS.write_text("5")  # proc(5): from here on a new peak counts
-    return _status_mb("VmRSS")
-
-
-def _peak_mb() -> float:
-    return torch.cuda.max_memory_allocated() / 2**20 if IS_GPU else _status_mb("VmHWM")
-
-
-_CLEAR_REFS = Path("/proc/self/clear_refs")
-
-
-def _status_mb(name: str) -> float:
-    """Of /proc/self/status; NaN where there is none."""
-    status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.exists() else []
-    return next((int(line.split()[1]) / 2**10 for line in lines if line.startswith(name)), float("nan"))

@@ -15,7 +15,9 @@ weights and draws, whose losses are to be the reference's; of the released code 
 """
 
 import time
+from collections.abc import Iterable
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -23,10 +25,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench import machine
+from bench import footprint, machine
 from bench.conftest import Show
 from bench.forms import IS_GPU, in_forms
-from bench.harness import Rounds, wait
+from bench.harness import Rounds, quartiles, wait
 from bench.ours import ACTIONS, Ours
 from bench.released import Released, why_absent
 from storm_fast.config import Config, preset
@@ -56,6 +58,7 @@ def precision_of(form: str) -> Precision:
     return choose("auto", "fp32" if form == "reference" and not IS_GPU else "auto")
 
 
+@cache
 def losses(form: str) -> dict[str, float]:
     """Of one small step."""
     config = config_of(form)
@@ -91,21 +94,29 @@ class _Step:
             phase: Rounds(OURS[-1], absent=absent, wrong=wrong, beside={form: {} for form in FORMS})
             for phase in (*PHASES, "whole")
         }
-        forms: dict[str, Any] = {form: self._built(form) for form in FORMS if form not in absent | wrong}
-        self._count(forms[OURS[-1]])
+        forms = {form: self._started(form) for form in FORMS if form not in absent | wrong}
+        if OURS[-1] in forms:
+            self._count(forms[OURS[-1]])
         rounds = (5 if quick else 20) if IS_GPU else (1 if quick else 3)
         random = np.random.default_rng(0)
-        for turn in range(1 + rounds):
+        for _ in range(rounds):
             for form in random.permutation(sorted(forms)).tolist():
-                with backend.using(getattr(forms[form], "backend", "auto")):
-                    self._round(form, forms[form].calls, keep=turn > 0)
+                self._round(form, forms[form], keep=True)
+        if IS_GPU:
+            for form, made in forms.items():
+                self.found["whole"].beside[form]["idle_share"] = self._idle_share(form, made)
 
-    @staticmethod
-    def _built(form: str) -> Any:
+    def _started(self, form: str) -> Any:
+        """Build a form and run one round, which compiles, captures and allocates."""
+        before_mb = footprint.before_mb()
         if form.startswith("released"):
-            device = precision_of(form).device
-            return Released(device, ACTIONS, torch.float32 if form == "released_fp32" else torch.bfloat16)
-        return Ours(config_of(form), precision_of(form))
+            dtype = torch.float32 if form == "released_fp32" else torch.bfloat16
+            made: Any = Released(precision_of(form).device, ACTIONS, dtype)
+        else:
+            made = Ours(config_of(form), precision_of(form))
+        self._round(form, made, keep=False)
+        self.found["whole"].beside[form]["peak_mb"] = footprint.added_mb(before_mb)
+        return made
 
     def _count(self, ours: Ours) -> None:
         """The operations of the products and convolutions of each phase."""
@@ -118,12 +129,12 @@ class _Step:
         for phase, found in self.found.items():
             found.cost = Cost(flops.get(phase, sum(flops.values())), 0)
 
-    def _round(self, form: str, calls: dict[str, Any], keep: bool) -> None:
+    def _round(self, form: str, made: Any, keep: bool) -> None:
         took, host = {}, {}
         for phase in PHASES:
             wait()
             start_s = time.perf_counter()
-            calls[phase]()
+            self._run(made, [phase])
             host[phase] = time.perf_counter() - start_s
             wait()
             took[phase] = time.perf_counter() - start_s
@@ -132,17 +143,29 @@ class _Step:
             beside = self.found["whole"].beside[form]
             beside["phases_apart_ms"] = 1e3 * took["whole"]
             start_s, start_j = time.perf_counter(), machine.joules()
-            for _ in range(FREE_STEPS):
-                for phase in PHASES:
-                    calls[phase]()
+            self._run(made, PHASES * FREE_STEPS)
             wait()
             took["whole"] = (time.perf_counter() - start_s) / FREE_STEPS
             beside["joules"] = (machine.joules() - start_j) / FREE_STEPS
         if keep:
             for phase, s in took.items():
                 self.found[phase].seconds.setdefault(form, []).append(s)
-                if IS_GPU:
+                if IS_GPU:  # of the last round: what the host is kept from, until a phase's launches have left it
                     self.found[phase].beside[form]["host_ms"] = 1e3 * host[phase]
+
+    @staticmethod
+    def _run(made: Any, phases: Iterable[str]) -> None:
+        with backend.using(getattr(made, "backend", "auto")):
+            for phase in phases:
+                made.calls[phase]()
+
+    def _idle_share(self, form: str, made: Any) -> float:
+        """How much of a step the device does nothing: what its kernels take, over what a free step takes."""
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+            self._run(made, PHASES)
+            wait()
+        busy_s = sum(event.self_device_time_total for event in profile.key_averages()) / 1e6
+        return 1 - busy_s / quartiles(self.found["whole"].seconds[form])[1] if busy_s else float("nan")
 
 
 @pytest.fixture(scope="module")

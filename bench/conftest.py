@@ -131,7 +131,7 @@ def case_info(form: str, found: Rounds, ceilings: Ceilings) -> dict[str, Any]:
     if found.ours in found.seconds and form != found.ours:
         q1, q2, q3 = quartiles(found.over_ours(form))
         info["over_ours"] = {"q1": q1, "median": q2, "q3": q3}
-    if found.cost is not None:
+    if found.cost is not None and any(found.cost):
         cost = found.cost
         roof_s = max(cost.flops / ceilings.bf16_flops_per_s, cost.bytes / ceilings.bytes_per_s)
         info |= {"flops": cost.flops, "bytes": cost.bytes, "share_of_roof": roof_s / median_s}

@@ -165,17 +165,22 @@ def _power(points: list[Point]) -> str:
     return f"size^{exponent(points):.2f}" if len(points) > 1 else ""
 
 
+def picture_names(run: Run) -> dict[str, str]:
+    """The file of each ladder that has more than one rung."""
+    names = (name for name, points in ladders(run).items() if len(points) > 1)
+    return {name: "".join(c if c.isalnum() else "-" for c in name.lower()) + ".png" for name in names}
+
+
 def plot(run: Run, folder: Path) -> dict[str, str]:
-    """A picture of each ladder: time and memory over size, both logarithmic. Returns their files' names."""
+    """A picture of each ladder: time and memory over size. Returns `picture_names`."""
     import matplotlib  # here: an extra, which the tables do without
 
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    pictures = {}
-    for name, points in ladders(run).items():
-        if len(points) < 2:
-            continue
+    pictures = picture_names(run)
+    for name, file in pictures.items():
+        points = ladders(run)[name]
         figure, (left, right) = pyplot.subplots(1, 2, figsize=(8, 3), layout="constrained")
         sizes = [p.size for p in points]
         left.loglog(sizes, [1e3 * p.seconds for p in points], "o-")
@@ -183,10 +188,8 @@ def plot(run: Run, folder: Path) -> dict[str, str]:
         right.semilogx(sizes, [p.mb for p in points], "o-")
         right.set(xlabel=name.rsplit(" over ", 1)[1], ylabel="MB added", ylim=(0, None))
         figure.suptitle(f"{name}\n{run.machine['device']}", fontsize=9)
-        file = "".join(c if c.isalnum() else "-" for c in name.lower()) + ".png"
         figure.savefig(folder / file, dpi=100)
         pyplot.close(figure)
-        pictures[name] = file
     return pictures
 
 
@@ -221,7 +224,8 @@ def _step_summary(run: Run) -> str:
     for operation, forms in phases.items():
         by_form = {c.info["form"]: c for c in forms}
         mine = by_form.get(ours)
-        cells = [f"{1e3 * mine.median_s:,.2f} ms | {mine.info['share_of_roof']:.0%}"] if mine else [" | "]
+        roof = f"{mine.info['share_of_roof']:.0%}" if mine and "share_of_roof" in mine.info else ""
+        cells = [f"{1e3 * mine.median_s:,.2f} ms" if mine else "absent", roof]
         cells += [f"{by_form[o].info['over_ours']['median']:.2f}" if o in by_form else "absent" for o in others]
         rows.append(f"| {operation.removeprefix('step: ')} | {' | '.join(cells)} |")
     return "\n".join(rows)

@@ -37,7 +37,8 @@ def _cells(case: Case) -> Iterator[str]:
     yield f"{duration(s):>12s}{duration(case.iqr_s):>11s}"
     yield f"{info['over_ours']['median']:7.2f}x" if "over_ours" in info else f"{'ours' if info['ours'] else '':>8s}"
     if "share_of_roof" in info:
-        yield f"{info['share_of_roof']:9.1%}{info['bytes'] / s / 1e9:9.2f}{info['flops'] / s / 1e12:9.4f}"
+        gb_per_s = f"{info['bytes'] / s / 1e9:9.2f}" if info["bytes"] else f"{'':9s}"
+        yield f"{info['share_of_roof']:9.1%}{gb_per_s}{info['flops'] / s / 1e12:9.4f}"
     if "unit" in info:
         yield f"  {info['per_s']:,.0f} {info['unit']}/s"
     for name, value in info.items():

@@ -1,0 +1,337 @@
+"""The benchmarks as an instrument: what is wrong gets no time, what has become slower is reported, README says what was
+measured.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from bench import guard, machine, report, table
+from bench.harness import Rounds, Subject, difference, interleave, measure, operation_forms
+from storm_fast.collect import extension
+from storm_fast.kernels.cost import Cost
+
+ROOT = Path(__file__).resolve().parents[1]
+COLLECTORS = ROOT / "bench" / "bench_collect.py"
+needs_collector = pytest.mark.skipif(extension() is None, reason="the C++ collector was not built")
+
+PLANTED = """
+import os, time
+import torch
+from bench.forms import in_forms
+from bench.harness import Subject
+from storm_fast.kernels.cost import Cost
+
+def right(x):
+    time.sleep(0.01 + float(os.environ.get("PLANTED_SLEEP", 0)))
+    return x * 2
+
+def peer(x):
+    time.sleep(0.03)
+    return x + x
+
+FORMS = {"reference": right, "peer": peer, "wrong": lambda x: x * 2.1, "broken": lambda x: x.nothing}
+
+@in_forms(*FORMS)
+def bench_planted(compare, form):
+    compare("doubled", form, lambda: Subject(lambda: (torch.randn(2**20),), FORMS, Cost(2**20, 2**23)))
+"""
+COLLECTOR_PLANT = """
+import os, time
+from storm_fast.collect import Collector
+
+step = Collector.step
+
+def planted(self, action_N, out=None):
+    time.sleep(float(os.environ.get("PLANTED_SLEEP", 0)))
+    steps = step(self, action_N, out)
+    return steps._replace(reward_N=steps.reward_N + float(os.environ.get("PLANTED_REWARD", 0)))
+
+Collector.step = planted
+"""
+
+
+def benchmarks(
+    file: Path, *arguments: Any, plugins: Path = ROOT, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """`pytest --benchmark-only --quick` in a process of its own, which ends with what the terminal showed."""
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        file,
+        "--benchmark-only",
+        "--quick",
+        "-p",
+        "no:cacheprovider",
+        *arguments,
+    ]
+    if not file.is_relative_to(ROOT):  # the harness comes with the folder of the project's own
+        command += ["-p", "bench.conftest", "--rootdir", ROOT, "-c", ROOT / "pyproject.toml"]
+    return subprocess.run(
+        list(map(str, command)),
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{plugins}"} | environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A benchmark of one operation: right, a peer that is right, wrong, broken."""
+    file = tmp_path_factory.mktemp("planted") / "bench_planted.py"
+    file.write_text(PLANTED)
+    return file
+
+
+@pytest.fixture(scope="module")
+def saved(planted: Path) -> Path:
+    """What it measures without a fault in the right ones."""
+    file = planted.with_name("saved") / "run.json"
+    done = benchmarks(planted, f"--benchmark-json={file}")
+    assert file.exists(), done.stdout + done.stderr
+    assert done.returncode == 1  # of the wrong ones
+    return file
+
+
+def test_a_wrong_form_is_reported_and_has_no_time(saved: Path) -> None:
+    run = json.loads(saved.read_text())
+    assert sorted(b["extra_info"]["form"] for b in run["benchmarks"]) == ["peer", "reference"]
+    wrong = run["device"]["wrong"]
+    assert set(wrong) == {"doubled: wrong", "doubled: broken"}
+    assert "off by 0.05" in wrong["doubled: wrong"]
+    assert "AttributeError" in wrong["doubled: broken"]
+
+
+def test_the_terminal_names_what_is_wrong(planted: Path) -> None:
+    shown = benchmarks(planted).stdout
+    assert "doubled: wrong: WRONG: result 0 is off by 0.05" in shown
+    line = next(line for line in shown.splitlines() if line.startswith("  peer"))
+    assert "x" in line
+    assert "%" in line
+
+
+def test_a_planted_slowdown_fails_the_comparison_and_an_equal_run_does_not(planted: Path, saved: Path) -> None:
+    arguments = (planted, "-k", "reference or peer", f"--benchmark-compare={saved}")
+    same = benchmarks(*arguments)
+    assert same.returncode == 0, same.stdout
+    assert "1 ratios compared with the stored run: 0 worse" in same.stdout
+    slower = benchmarks(*arguments, PLANTED_SLEEP="0.05")
+    assert slower.returncode == 1, slower.stdout
+    assert "SLOWER: " in slower.stdout
+    assert "bench_planted[peer]: takes 0." in slower.stdout
+
+
+@needs_collector
+def test_a_planted_slowdown_of_the_collector_is_reported(tmp_path: Path) -> None:
+    (tmp_path / "plant.py").write_text(COLLECTOR_PLANT)
+    arguments = ("-p", "plant", "-k", "Pong-1-1-ours or Pong-1-1-AtariVectorEnv")
+    saved = tmp_path / "saved.json"
+    before = benchmarks(COLLECTORS, *arguments, f"--benchmark-json={saved}", plugins=tmp_path)
+    assert before.returncode == 0, before.stdout
+    after = benchmarks(COLLECTORS, *arguments, f"--benchmark-compare={saved}", plugins=tmp_path, PLANTED_SLEEP="0.002")
+    assert after.returncode == 1, after.stdout
+    assert "SLOWER: bench/bench_collect.py::bench_collect[Pong-1-1-AtariVectorEnv]" in after.stdout
+
+
+@needs_collector
+def test_a_planted_wrong_result_of_the_collector_is_reported(tmp_path: Path) -> None:
+    (tmp_path / "plant.py").write_text(COLLECTOR_PLANT)
+    arguments = ("-p", "plant", "-k", "Pong-1-1-ours or Pong-1-1-AtariVectorEnv")
+    shown = benchmarks(COLLECTORS, *arguments, plugins=tmp_path, PLANTED_REWARD="1")
+    assert shown.returncode == 1, shown.stdout
+    assert "collect Pong, 1 games, 1 threads: ours: WRONG: reward_N differs from the slow twin's" in shown.stdout
+    assert not [line for line in shown.stdout.splitlines() if line.startswith("  ours")]
+
+
+def subject(**forms: Callable[..., Any]) -> Subject:
+    return Subject(lambda: (torch.randn(64, 64),), forms, Cost(64 * 64, 8 * 64 * 64))
+
+
+def test_forms_that_draw_are_compared_by_what_stands_for_them() -> None:
+    def noisy(x: torch.Tensor) -> torch.Tensor:
+        return x + torch.randn_like(x)
+
+    forms = {"reference": noisy, "peer": noisy}
+    drawn = measure(subject(**forms), 1, {})
+    assert set(drawn.wrong) == {"reference", "peer"}  # a definition is to repeat itself
+    quiet = {name: lambda x: x.clone() for name in forms}
+    stood_for = measure(Subject(lambda: (torch.randn(64, 64),), forms, Cost(1, 1), compared=quiet), 1, {})
+    assert not stood_for.wrong
+    assert {name: len(s) for name, s in stood_for.seconds.items()} == {"reference": 1, "peer": 1}
+
+
+def test_each_form_gets_inputs_of_its_own() -> None:
+    found = measure(subject(reference=lambda x: x.mul_(2), peer=lambda x: x.mul_(2)), 2, {"third": "not here"})
+    assert not found.wrong
+    assert not found.absent  # only forms that the subject has
+    assert all(s > 0 for times in found.seconds.values() for s in times)
+
+
+def test_skipped_forms_are_absent_with_their_reason() -> None:
+    skipped = {"triton": "no GPU", "compiled": "no time"}
+    found = measure(Subject(lambda: (torch.ones(3),), operation_forms(lambda x: x + 1), Cost(1, 1)), 1, skipped)
+    assert found.absent == skipped
+    assert set(found.seconds) == {"reference"}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1.02])
+def test_difference_finds(value: float) -> None:
+    truth = torch.ones(10)
+    assert difference([truth], [truth * 1.005], 1e-2) is None
+    result = torch.full((10,), value) if value == 1.02 else truth.clone()
+    result[3] = value
+    assert difference([truth], [result], 1e-2) is not None
+
+
+def test_difference_finds_another_shape_and_another_number_of_results() -> None:
+    x = torch.ones(2, 3)
+    assert "shapes" in str(difference([x], [x.T], 1.0))
+    assert "shapes" in str(difference([x], [x, x], 1.0))
+
+
+def test_rounds_correspond_and_their_order_changes() -> None:
+    order: list[str] = []
+
+    def turn(name: str) -> Callable[[], float]:
+        def run() -> float:
+            order.append(name)
+            return float(len(order))
+
+        return run
+
+    seconds = interleave({name: turn(name) for name in "abc"}, rounds=20, warmup=1)
+    assert {len(s) for s in seconds.values()} == {20}
+    rounds = [tuple(order[i : i + 3]) for i in range(0, len(order), 3)]
+    assert all(sorted(r) == ["a", "b", "c"] for r in rounds)
+    assert len(set(rounds)) > 3
+
+
+def test_ratios_are_of_each_round() -> None:
+    found = Rounds("ours", seconds={"ours": [1.0, 2.0, 4.0], "peer": [2.0, 6.0, 4.0]})
+    assert found.over_ours("peer") == [2.0, 3.0, 1.0]
+
+
+def ratio(q3: float, median: float) -> dict[str, Any]:
+    return {"over_ours": {"q1": median, "median": median, "q3": q3}}
+
+
+def test_the_guard_holds_ratios_beyond_their_spread() -> None:
+    stored = {"a": ratio(2.1, 2.0), "b": ratio(2.1, 2.0), "c": {}, "gone": ratio(1, 1)}
+    now = {"a": ratio(1.75, 1.5), "b": ratio(1.65, 1.5), "c": ratio(1, 1), "new": ratio(1, 1)}
+    assert guard.compared(stored, now) == 2
+    worse = guard.regressions(stored, now)
+    assert len(worse) == 1
+    assert worse[0].startswith("b: takes 1.50 times as long as ours; 2.00 times")
+
+
+class FakeNvml:
+    """An NVML of one GPU, slowed by heat and by its power limit."""
+
+    NVML_CLOCK_SM, NVML_CLOCK_MEM, NVML_TEMPERATURE_GPU = 1, 2, 0
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        answers = {
+            "nvmlDeviceGetHandleByUUID": "gpu",
+            "nvmlDeviceGetCurrentClocksEventReasons": 0x1 | 0x4 | 0x40,
+            "nvmlDeviceGetClockInfo": 1200,
+            "nvmlDeviceGetMaxClockInfo": 1980,
+            "nvmlDeviceGetPowerUsage": 700_000,
+            "nvmlDeviceGetTemperature": 88,
+            "nvmlDeviceGetComputeRunningProcesses": [1, 2],
+        }
+        return lambda *_: answers[name]
+
+
+def test_a_throttled_and_shared_gpu_is_called_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda: SimpleNamespace(uuid="x"))
+    state = machine.gpu_state(FakeNvml())
+    assert state["throttled_by"] == ["power cap", "hardware thermal slowdown"]
+    assert state["power_w"] == 700
+    calm = state | {"throttled_by": [], "processes": 1}
+    assert machine.troubles(calm, calm) == []
+    assert machine.troubles(calm, state) == [
+        "throttled at the end: power cap, hardware thermal slowdown",
+        "shared at the end: 2 processes on the device",
+    ]
+
+
+def test_a_shared_cpu_is_called_so() -> None:
+    cores = len(os.sched_getaffinity(0))
+    start = {"at_s": 0.0, "own_s": 0.0, "busy_s": 0.0, "stolen_s": 0.0}
+    alone = {"at_s": 10.0, "own_s": 10.0, "busy_s": 10.2, "stolen_s": 0.0}
+    assert machine.troubles(start, alone) == []
+    crowded = alone | {"busy_s": 10.0 + 5.0 * cores, "stolen_s": 2.0 * cores}
+    assert machine.troubles(start, crowded) == [
+        "shared: other programs took 50% of the cores",
+        "shared: other machines took 20% of the cores",
+    ]
+
+
+def test_the_description_names_no_machine() -> None:
+    described = machine.describe()
+    assert described["device"] == machine.device_name()
+    assert os.uname().nodename not in json.dumps(described).split('"')
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(2.5, "2.50 s"), (0.0123, "12.30 ms"), (4e-6, "4.00 us"), (5e-8, "50 ns")]
+)
+def test_duration(seconds: float, text: str) -> None:
+    assert table.duration(seconds) == text
+
+
+def test_absences_are_gathered_by_reason() -> None:
+    lines = list(table.absences({"a: x: triton": "no GPU", "b: triton": "no GPU", "a: x: peer": "not installed"}))
+    assert lines == ["absent: peer (not installed): a: x", "absent: triton (no GPU): 2 operations"]
+
+
+def test_the_exponent_of_a_power_is_its_exponent() -> None:
+    points = [report.Point(n, 3e-3 * n**1.5, 0.0, 0.0, "") for n in (1, 2, 8, 64)]
+    assert report.exponent(points) == pytest.approx(1.5)
+
+
+@pytest.mark.parametrize("path", report.stored(), ids=lambda p: p.parent.name)
+def test_stored_runs_report_as_committed(path: Path) -> None:
+    run = report.load(path)
+    pictures = {name: file for name, file in report.picture_names(run).items() if (path.parent / file).exists()}
+    assert set(pictures) == set(report.picture_names(run))
+    assert path.with_name("report.md").read_text() == report.markdown(run, pictures)
+    assert not run.device["wrong"]
+
+
+def test_readme_states_the_stored_runs() -> None:
+    text = report.README.read_text()
+    assert report.put(text, report.readme_tables(map(report.load, report.stored()))) == text
+
+
+def test_a_missing_mark_is_an_error() -> None:
+    with pytest.raises(ValueError, match="measured: step"):
+        report.put("nothing", {"step": "table"})
+
+
+def test_pictures_are_drawn(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    info = {"form": "ours", "ours": True, "ladder": "scaling: a thing over size", "peak_mb": 3.0}
+    cases = [table.Case("scaling: a thing over size: 1", 1e-3 * n, 0.0, info | {"size": n}) for n in (1, 2, 4)]
+    run = report.Run({"device": "a device"}, {}, "abc", "today", cases)
+    pictures = report.plot(run, tmp_path)
+    assert pictures == report.picture_names(run) == {"a thing over size": "a-thing-over-size.png"}
+    assert (tmp_path / "a-thing-over-size.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_file_that_is_no_run_is_named(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text("{}")
+    with pytest.raises(SystemExit, match=r"want a file of .*x\.json"):
+        report.load(tmp_path / "x.json")
