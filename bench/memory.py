@@ -72,8 +72,7 @@ def measure(phase: str) -> dict[str, float | str]:
         batch = learn.sample(replay, None, config.model.batch, 0, config.model.length, g)
         learn.update_world_model(world_model, optimizers["model"], batch, g, precision)
     elif phase == "imagine":
-        batch = learn.sample(replay, None, i.imagine_batch, 0, i.context, g)
-        context = learn.encode_context(world_model, batch, g, precision)
+        context = learn.draw_context(world_model, replay, None, i.imagine_batch, 0, i.context, g, precision)
         learn.imagine(world_model, agent, context, i, g, precision)
     else:
         learn.update_agent(agent, optimizers["agent"], trajectory, precision)

@@ -53,6 +53,34 @@ def update_world_model(
 
 
 @torch.no_grad()
+def draw_context(
+    world_model: WorldModel,
+    replay: Replay,
+    demonstration: Replay | None,
+    B: int,
+    B_demonstration: int,
+    C: int,
+    generator: torch.Generator,
+    precision: Precision,
+) -> Context:
+    """`encode_context` of what `sample` would draw; the frames go straight from the replay to the encoder."""
+    drawn = [replay.windows(B, C, generator)]
+    if demonstration is not None and B_demonstration > 0:
+        drawn.append(demonstration.windows(B_demonstration, C, generator))
+    action_BC = _joined([windows.action_BT for windows in drawn])
+    world_model.eval()
+    u_BCG = torch.rand(*action_BC.shape, world_model.config.latents, generator=generator, device=precision.device)
+    with precision.autocast():
+        images = [world_model.images(windows.frames_MYXP, windows.index_N) for windows in drawn]
+        return Context(world_model.encode_images(_joined(images), u_BCG), action_BC)
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """One tensor of all, without a copy where there is one."""
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+
+@torch.no_grad()
 def encode_context(world_model: WorldModel, batch: Batch, generator: torch.Generator, precision: Precision) -> Context:
     """Latents of real steps, sampled from the posterior with the running statistics."""
     world_model.eval()

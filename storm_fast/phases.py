@@ -113,10 +113,10 @@ class Phases:
             assert self._context is not None  # the configuration makes an agent update follow one of the model
             context = learn.cut_context(self._context, i.imagine_batch, i.context, t.generator)
         else:
-            batch = learn.sample(
-                t.replay, self._demonstration, i.imagine_batch, i.imagine_demonstration_batch, i.context, t.generator
+            sizes = (i.imagine_batch, i.imagine_demonstration_batch, i.context)
+            context = learn.draw_context(
+                t.world_model, t.replay, self._demonstration, *sizes, t.generator, self._precision
             )
-            context = learn.encode_context(t.world_model, batch, t.generator, self._precision)
         self._trajectory = learn.imagine(t.world_model, t.agent, context, i, t.generator, self._precision)
 
     def run_agent(self) -> None:

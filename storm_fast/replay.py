@@ -17,6 +17,14 @@ class Batch(NamedTuple):
     end_BT: Tensor  # bool, whether that ended the episode or lost a life
 
 
+class Windows(NamedTuple):
+    """B windows of T consecutive steps where they lie: frames are gathered where they are used."""
+
+    frames_MYXP: Tensor  # uint8, all that the replay has room for
+    index_N: Tensor  # int64 [B * T], a place in each field's first axis
+    action_BT: Tensor
+
+
 class Replay:
     """The newest steps of N environments, first in, first out.
 
@@ -50,6 +58,12 @@ class Replay:
         return min(self.appended, self.rows) * self.num_envs
 
     def sample(self, B: int, T: int, generator: torch.Generator) -> Batch:
+        """B windows of T steps, copied; see `windows`."""
+        index_N = self._draw(B, T, generator)
+        fields = (self.obs, self.action, self.reward, self.end)
+        return Batch(*(f.flatten(0, 1).index_select(0, index_N).unflatten(0, (B, T)) for f in fields))
+
+    def windows(self, B: int, T: int, generator: torch.Generator) -> Windows:
         """B windows of T steps, uniform over environments and starts; none spans the ring's seam.
 
         A window may cross an episode's end. Nothing here reads the device from the host.
@@ -57,6 +71,12 @@ class Replay:
         Raises:
             ValueError: when fewer than T rows are held.
         """
+        index_N = self._draw(B, T, generator)
+        action_BT = self.action.flatten(0, 1).index_select(0, index_N).unflatten(0, (B, T))
+        return Windows(self.obs.flatten(0, 1), index_N, action_BT)
+
+    def _draw(self, B: int, T: int, generator: torch.Generator) -> Tensor:
+        """Places [B * T] of windows."""
         if min(self.appended, self.rows) < T:
             raise ValueError(f"want at least {T} steps per environment to cut a window; got {self.appended}")
         device = self.obs.device
@@ -68,9 +88,7 @@ class Replay:
         env_B = (u_2B[1] * self.num_envs).long().clamp_max(self.num_envs - 1)
         oldest = self._appended - held
         row_BT = (oldest + start_B[:, None] + torch.arange(T, device=device)) % self.rows
-        index_N = (row_BT * self.num_envs + env_B[:, None]).flatten()
-        fields = (self.obs, self.action, self.reward, self.end)
-        return Batch(*(f.flatten(0, 1).index_select(0, index_N).unflatten(0, (B, T)) for f in fields))
+        return (row_BT * self.num_envs + env_B[:, None]).flatten()
 
     def mean_frame(self) -> Tensor:
         """The mean over all frames held, float32 in [0, 1], [Y, X, P]."""

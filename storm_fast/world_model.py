@@ -121,7 +121,7 @@ class WorldModel(nn.Module):
             u_prior_BTG: uniform draws for the prior, needed where `decoder_input` is "prior".
         """
         B, T = action_BT.shape
-        embedding_NE = self.encoder(self._normalise(obs_BTYXP.flatten(0, 1)))
+        embedding_NE = self.encoder(self.images(obs_BTYXP.flatten(0, 1)))
         post_logits_BTGC = self._posterior_logits(embedding_NE).unflatten(0, (B, T))
         z_BTZ = categorical.sample(post_logits_BTGC, u_BTG, self.config.unimix).flatten(2)
         h_BTD = self.transformer(z_BTZ, action_BT)
@@ -181,7 +181,11 @@ class WorldModel(nn.Module):
 
     def encode(self, obs_BTYXP: Tensor, u_BTG: Tensor) -> Tensor:
         """Sampled latents z_BTZ of uint8 frames, with the running statistics (evaluation mode, no gradient)."""
-        logits_NGC = self._posterior_logits(self.encoder.folded(self._normalise(obs_BTYXP.flatten(0, 1))))
+        return self.encode_images(self.images(obs_BTYXP.flatten(0, 1)), u_BTG)
+
+    def encode_images(self, image_NPYX: Tensor, u_BTG: Tensor) -> Tensor:
+        """As `encode`, of what `images` gave."""
+        logits_NGC = self._posterior_logits(self.encoder.folded(image_NPYX))
         z_NGC = categorical.sample(logits_NGC, u_BTG.flatten(0, 1), self.config.unimix)
         z_BTZ: Tensor = z_NGC.flatten(1).unflatten(0, u_BTG.shape[:2])
         return z_BTZ
@@ -219,10 +223,14 @@ class WorldModel(nn.Module):
         """Set the mean frame, in [0, 1], that `center_frames` subtracts and adds back."""
         self.mean_frame.copy_(mean_YXP)
 
-    def _normalise(self, obs_NYXP: Tensor) -> Tensor:
-        device = obs_NYXP.device.type
+    def images(self, frames_MYXP: Tensor, index_N: Tensor | None = None) -> Tensor:
+        """What the encoder reads, image_NPYX, of uint8 frames: of all of them, or of those at index_N."""
+        device = frames_MYXP.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
-        return frames.normalise(obs_NYXP, self.mean_frame if self.config.center_frames else None, dtype, self.layout)
+        mean_YXP = self.mean_frame if self.config.center_frames else None
+        if index_N is None:
+            return frames.normalise(frames_MYXP, mean_YXP, dtype, self.layout)
+        return frames.gather(frames_MYXP, index_N, mean_YXP, dtype, self.layout)
 
     def _posterior_logits(self, embedding_NE: Tensor) -> Tensor:
         logits_NZ = self.posterior(embedding_NE)

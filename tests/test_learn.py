@@ -7,7 +7,7 @@ from storm_fast import learn
 from storm_fast.errors import InputError
 from storm_fast.metrics import MeanMetrics
 from storm_fast.optimizer import Optimizer
-from storm_fast.precision import choose
+from storm_fast.precision import Precision, choose
 from storm_fast.replay import Replay
 from tests import networks
 
@@ -57,6 +57,25 @@ def test_demonstration_windows_come_beside_those_of_the_replay() -> None:
     batch = learn.sample(replay, demonstration, 3, 2, 5, g)
     assert batch.reward_BT[:, 0].tolist() == [0, 0, 0, 1, 1]
     assert learn.sample(replay, None, 3, 2, 5, g).reward_BT.shape == (3, 5)
+
+
+@pytest.mark.parametrize("B_demonstration", [0, 2])
+def test_contexts_gathered_from_the_replay_are_those_of_a_batch(B_demonstration: int) -> None:
+    model, precision = networks.world_model(), Precision(CPU, torch.float32)
+    stores = [Replay(20, 1, (64, 64, 3), CPU) for _ in range(2)]
+    g = torch.Generator().manual_seed(0)
+    for store in stores:
+        for _ in range(30):  # the ring has gone round
+            obs_1YXP = torch.randint(256, (1, 64, 64, 3), generator=g, dtype=torch.uint8)
+            action_1 = torch.randint(networks.ACTIONS, (1,), generator=g)
+            store.append(obs_1YXP, action_1, torch.zeros(1), torch.zeros(1))
+    drawn = [torch.Generator().manual_seed(1) for _ in range(2)]
+    batch = learn.sample(*stores, 3, B_demonstration, 4, drawn[0])
+    want = learn.encode_context(model, batch, drawn[0], precision)
+    got = learn.draw_context(model, *stores, 3, B_demonstration, 4, drawn[1], precision)
+    assert torch.equal(got.z_BCZ, want.z_BCZ)
+    assert torch.equal(got.action_BC, want.action_BC)
+    assert torch.equal(drawn[0].get_state(), drawn[1].get_state())
 
 
 def test_means_are_over_the_updates_since_the_last_row() -> None:
