@@ -1,9 +1,10 @@
 // Area interpolation of ALE's screens, exact by integer arithmetic, and only where the screen has changed.
 //
-// A picture is the channel-wise maximum of two palette screens, shrunk by averaging areas and rounded to nearest, ties
-// to even: storm_fast/collect/area.py says the same in NumPy. The average separates: a screen row is first shrunk to `columns`
-// integer sums, which are kept, and the rows of the result are weighted sums of those. A screen row equal to the one
-// of the step before costs a comparison, and a row of the result none of whose screen rows changed costs nothing.
+// A picture is the channel-wise maximum of two palette screens, shrunk by averaging areas and rounded to
+// nearest, ties to even: storm_fast/collect/area.py says the same in NumPy. The average separates: a screen
+// row is first shrunk to `columns` integer sums, which are kept, and the rows of the result are weighted sums
+// of those. A screen row equal to the one of the step before costs a comparison, and a row of the result none
+// of whose screen rows changed costs nothing.
 #pragma once
 
 #include <algorithm>
@@ -31,9 +32,10 @@ class Shares {
     offset_.push_back(static_cast<int>(weight_.size()));
   }
 
-  int total() const { return total_; }                                           // weights of one output, summed
-  int first(int output) const { return first_[output]; }                         // its first input
-  int count(int output) const { return offset_[output + 1] - offset_[output]; }  // its inputs
+  // Of each output: its weights' sum, its first input, how many inputs it has, and their weights.
+  int total() const { return total_; }
+  int first(int output) const { return first_[output]; }
+  int count(int output) const { return offset_[output + 1] - offset_[output]; }
   const int* weights(int output) const { return weight_.data() + offset_[output]; }
 
  private:
@@ -41,8 +43,9 @@ class Shares {
   std::vector<int> first_, offset_, weight_;
 };
 
-// The colours of a palette, each as lanes of 16 bits, so that one multiplication weights all channels: red, green and
-// blue from the lowest lane up, or gray alone. A lane holds weighted sums up to 255 * 160, the widest screen's.
+// The colours of a palette, each as lanes of 16 bits, so that one multiplication weights all channels: red,
+// green and blue from the lowest lane up, or gray alone. A lane holds weighted sums: up to 255 * 160, on the
+// widest screen.
 struct Palette {
   int channels = 3;
   std::uint64_t lanes[256] = {};
@@ -86,13 +89,16 @@ class Picture {
       // From the first to the last pixel that differs.
       int first = 0, last = screen_columns_ - 1;
       if (valid_) {
-        const auto same = [&](int x) { return newest[at + x] == newest_[at + x] && before[at + x] == other_[at + x]; };
+        const auto same = [&](int x) {
+          return newest[at + x] == newest_[at + x] && before[at + x] == other_[at + x];
+        };
         while (same(first)) ++first;
         while (same(last)) --last;
       }
       std::memcpy(newest_.data() + at, newest + at, screen_columns_);
       std::memcpy(other_.data() + at, before + at, screen_columns_);
-      shrink_row(before + at, newest + at, first, last, narrow_.data() + static_cast<std::size_t>(row) * values_);
+      shrink_row(before + at, newest + at, first, last,
+                 narrow_.data() + static_cast<std::size_t>(row) * values_);
     }
     valid_ = true;
     for (int row = 0; row < rows_; ++row) {
@@ -118,7 +124,8 @@ class Picture {
         if (before[x] != newest[x]) colour = brighter(colour, palette_.lanes[before[x]]);
         sum += static_cast<std::uint64_t>(*weights) * colour;
       }
-      for (int channel = 0; channel < palette_.channels; ++channel, sum >>= 16) *narrow++ = static_cast<Sum>(sum);
+      for (int channel = 0; channel < palette_.channels; ++channel, sum >>= 16)
+        *narrow++ = static_cast<Sum>(sum);
     }
   }
 
@@ -131,16 +138,18 @@ class Picture {
     }
     std::uint8_t* shown = shown_.data() + static_cast<std::size_t>(row) * values_;
     const int total = down_.total() * across_.total();
-    // Sums stay below 2^24, so both types hold them; a quotient lies at least 1 / (2 total) from a tie, or on it. An
-    // odd total has no ties, and for a small one float's error is far below that distance.
+    // Sums stay below 2^24, so both types hold them; a quotient lies at least 1 / (2 total) from a tie, or on
+    // it. An odd total has no ties, and for a small one float's error is far below that distance.
     if (total % 2 == 1 && total <= 2048) {
       const float scale = 1.0f / static_cast<float>(total);
       for (int i = 0; i < values_; ++i)
         shown[i] = static_cast<std::uint8_t>(static_cast<int>(static_cast<float>(sums_[i]) * scale + 0.5f));
     } else {
-      constexpr double kToEven = 6755399441055744.0;  // 1.5 * 2^52: adding it rounds to an integer, ties to even
+      // 1.5 * 2^52: adding it rounds to an integer, ties to even.
+      constexpr double kToEven = 6755399441055744.0;
       for (int i = 0; i < values_; ++i)
-        shown[i] = static_cast<std::uint8_t>(static_cast<int>(sums_[i] / static_cast<double>(total) + kToEven - kToEven));
+        shown[i] = static_cast<std::uint8_t>(
+            static_cast<int>(sums_[i] / static_cast<double>(total) + kToEven - kToEven));
     }
   }
 

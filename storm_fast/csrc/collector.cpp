@@ -58,7 +58,8 @@ void Pool::start(int count, std::function<void(int)> task) {
 
 void Pool::finish() {
   work(job_.load(std::memory_order_relaxed), count_);
-  for (int spin = 0; spin < kSpins && left_.load(std::memory_order_acquire) > 0; ++spin) std::this_thread::yield();
+  for (int spin = 0; spin < kSpins && left_.load(std::memory_order_acquire) > 0; ++spin)
+    std::this_thread::yield();
   std::unique_lock lock(mutex_);
   done_.wait(lock, [this] { return left_.load(std::memory_order_acquire) == 0; });
   busy_ = false;
@@ -89,7 +90,8 @@ void Pool::serve() {
   std::uint32_t seen = 0;
   for (;;) {
     int count = 0;
-    for (int spin = 0; spin < kSpins && job_.load(std::memory_order_acquire) == seen; ++spin) std::this_thread::yield();
+    for (int spin = 0; spin < kSpins && job_.load(std::memory_order_acquire) == seen; ++spin)
+      std::this_thread::yield();
     {
       std::unique_lock lock(mutex_);
       begun_.wait(lock, [&] { return stopping_ || job_.load(std::memory_order_acquire) != seen; });

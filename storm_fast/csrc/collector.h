@@ -38,7 +38,8 @@ class Pool {
   int count_ = 0;
   bool busy_ = false;  // between start and finish; the caller's thread alone reads it
 
-  // The next share to take; its upper half is the job's number, so that a late worker takes nothing of another job.
+  // The next share to take; its upper half is the job's number, so that a late worker takes nothing of
+  // another job.
   std::atomic<std::uint64_t> next_{0};
   std::atomic<int> left_{0};
   std::atomic<std::uint32_t> job_{0};

@@ -11,7 +11,8 @@ namespace storm_fast {
 namespace {
 
 constexpr char kFormat[] = "storm_fast-game-1";
-// Some games keep hidden state that ALE neither saves nor resets (Qbert); some frames bring it to where it always is.
+// Some games keep hidden state that ALE neither saves nor resets (Qbert); some frames bring it to where it
+// always is.
 constexpr int kSettlingFrames = 40;
 
 std::uint64_t fnv1a(const std::string& bytes) {
@@ -30,7 +31,8 @@ Palette palette(ale::stella::OSystem& system, bool gray) {
     if (gray)
       lanes = system.colourPalette().getGrayscale(value);
     else
-      for (int channel = 0; channel < 3; ++channel) lanes |= static_cast<std::uint64_t>(rgb[channel]) << 16 * channel;
+      for (int channel = 0; channel < 3; ++channel)
+        lanes |= static_cast<std::uint64_t>(rgb[channel]) << 16 * channel;
   }
   return result;
 }
@@ -46,8 +48,8 @@ Game::Game(const Settings& settings) : settings_(settings), ale_(std::make_uniqu
   const int height = static_cast<int>(screen.height()), width = static_cast<int>(screen.width());
   if (settings.rows < 1 || settings.rows > height || settings.columns < 1 || settings.columns > width)
     throw std::invalid_argument("want an observation of at most " + std::to_string(height) + " x " +
-                                std::to_string(width) + ", the screen's size; got " + std::to_string(settings.rows) +
-                                " x " + std::to_string(settings.columns));
+                                std::to_string(width) + ", the screen's size; got " +
+                                std::to_string(settings.rows) + " x " + std::to_string(settings.columns));
   before_.resize(screen.arraySize());
   picture_ = std::make_unique<Picture>(height, width, settings.rows, settings.columns,
                                        palette(*ale_->theOSystem, settings.gray));
@@ -124,8 +126,8 @@ void Game::emulate(int action) {
 
 std::string Game::save() {
   std::ostringstream body;
-  body << random_ << ' ' << static_cast<int>(last_) << ' ' << lives_ << ' ' << std::bit_cast<std::uint64_t>(return_)
-       << ' ' << length_ << '\n'
+  body << random_ << ' ' << static_cast<int>(last_) << ' ' << lives_ << ' '
+       << std::bit_cast<std::uint64_t>(return_) << ' ' << length_ << '\n'
        << ale_->cloneState(true).serialize();
   std::ostringstream whole;
   whole << kFormat << ' ' << rom() << ' ' << fnv1a(body.str()) << '\n' << body.str();
@@ -141,7 +143,8 @@ void Game::check(const std::string& saved) const {
   const std::string body = end == std::string::npos ? "" : saved.substr(end + 1);
   if (!head || format != kFormat || hash != fnv1a(body))
     throw std::invalid_argument("want a game's saved state; these bytes are none, or are damaged");
-  if (rom_saved != rom()) throw std::invalid_argument("want the saved state of this game; got that of another ROM");
+  if (rom_saved != rom())
+    throw std::invalid_argument("want the saved state of this game; got that of another ROM");
 }
 
 void Game::restore(const std::string& checked) {
@@ -160,6 +163,8 @@ void Game::restore(const std::string& checked) {
   ale_->restoreState(ale::ALEState(checked.substr(line + 1)));
 }
 
-std::string Game::rom() const { return ale_->theOSystem->console().properties().get(ale::stella::Cartridge_MD5); }
+std::string Game::rom() const {
+  return ale_->theOSystem->console().properties().get(ale::stella::Cartridge_MD5);
+}
 
 }  // namespace storm_fast
