@@ -50,7 +50,8 @@ class Bound {
     if (!ale::ALEInterface::isSupportedROM(rom)) reject("a ROM that ALE knows", rom);
     const Settings settings{rom, sticky, full_action_space, frame_skip, frame_cap, rows, columns, gray};
     nb::gil_scoped_release release;
-    collector_ = std::make_unique<Collector>(settings, num_envs, num_threads);
+    collector_ = std::make_unique<Collector>(settings, static_cast<std::size_t>(num_envs),
+                                             static_cast<std::size_t>(num_threads));
   }
 
   ~Bound() {
@@ -67,7 +68,7 @@ class Bound {
 
   void reset(const std::vector<std::int64_t>& seeds, const Bytes& observations) {
     const Guard guard(*this);
-    if (static_cast<int>(seeds.size()) != collector_->num_envs())
+    if (seeds.size() != collector_->num_envs())
       reject(std::to_string(collector_->num_envs()) + " seeds", std::to_string(seeds.size()));
     std::vector<std::int32_t> words;
     for (const std::int64_t seed : seeds)
@@ -106,12 +107,12 @@ class Bound {
   void emulate(const std::vector<std::int64_t>& actions, int steps) {
     const Guard guard(*this);
     idle();
-    const std::size_t wanted = static_cast<std::size_t>(collector_->num_envs()) * steps;
+    const std::size_t wanted = collector_->num_envs() * static_cast<std::size_t>(steps);
     if (steps < 1 || actions.size() != wanted)
       reject(std::to_string(wanted) + " actions", std::to_string(actions.size()));
     for (const std::int64_t action : actions) check(action);
     nb::gil_scoped_release release;
-    collector_->emulate(actions.data(), steps);
+    collector_->emulate(actions.data(), static_cast<std::size_t>(steps));
   }
 
   nb::list save() {
@@ -119,7 +120,7 @@ class Bound {
     idle();
     if (!started_) throw std::runtime_error("want reset() before save(); got save() first");
     nb::list result;
-    for (int i = 0; i < collector_->num_envs(); ++i) {
+    for (std::size_t i = 0; i < collector_->num_envs(); ++i) {
       const std::string saved = collector_->save(i);
       result.append(nb::bytes(saved.data(), saved.size()));
     }
@@ -128,7 +129,7 @@ class Bound {
 
   void restore(const std::vector<nb::bytes>& saved) {
     const Guard guard(*this);
-    if (static_cast<int>(saved.size()) != collector_->num_envs())
+    if (saved.size() != collector_->num_envs())
       reject("the state of " + std::to_string(collector_->num_envs()) + " environments",
              std::to_string(saved.size()));
     finish();
@@ -188,12 +189,12 @@ class Bound {
   std::vector<std::int64_t> actions_of(const Bytes& array) const {
     const nb::dlpack::dtype type = array.dtype();
     const bool integer = type.code == static_cast<std::uint8_t>(nb::dlpack::dtype_code::Int);
-    if (array.ndim() != 1 || static_cast<int>(array.shape(0)) != collector_->num_envs() || !integer ||
+    if (array.ndim() != 1 || array.shape(0) != collector_->num_envs() || !integer ||
         (type.bits != 32 && type.bits != 64))
       reject(std::to_string(collector_->num_envs()) + " actions, int32 or int64", "shape " + shape_of(array));
     std::vector<std::int64_t> result;
-    for (int i = 0; i < collector_->num_envs(); ++i) {
-      const std::int64_t at = i * array.stride(0);
+    for (std::size_t i = 0; i < collector_->num_envs(); ++i) {
+      const std::int64_t at = static_cast<std::int64_t>(i) * array.stride(0);
       const std::int64_t action = type.bits == 64 ? static_cast<const std::int64_t*>(array.data())[at]
                                                   : static_cast<const std::int32_t*>(array.data())[at];
       check(action);
@@ -203,10 +204,11 @@ class Bound {
   }
 
   Frames frames_of(const Bytes& array, const char* name) const {
-    const std::int64_t shape[4] = {collector_->num_envs(), rows_, columns_, channels_};
+    const std::int64_t num_envs = static_cast<std::int64_t>(collector_->num_envs());
+    const std::int64_t shape[4] = {num_envs, rows_, columns_, channels_};
     const bool bytes = array.dtype() == nb::dtype<std::uint8_t>();
     bool fits = bytes && array.ndim() == 4;
-    for (int axis = 0; fits && axis < 4; ++axis)
+    for (std::size_t axis = 0; fits && axis < 4; ++axis)
       fits = static_cast<std::int64_t>(array.shape(axis)) == shape[axis];
     std::ostringstream wanted;
     wanted << name << " uint8 [" << shape[0] << ", " << shape[1] << ", " << shape[2] << ", " << shape[3]
@@ -214,7 +216,7 @@ class Bound {
     if (!fits) reject(wanted.str(), (bytes ? "uint8 " : "another dtype, ") + shape_of(array));
     const std::int64_t frame = rows_ * columns_ * channels_;
     std::int64_t dense = 1;
-    for (int axis = 3; axis > 0; --axis) {
+    for (std::size_t axis = 3; axis > 0; --axis) {
       if (shape[axis] > 1 && array.stride(axis) != dense)
         reject(wanted.str() + " with contiguous frames", "other strides");
       dense *= shape[axis];
@@ -225,7 +227,8 @@ class Bound {
   }
 
   bool overlap(const Frames& a, const Frames& b) const {
-    const std::int64_t frame = rows_ * columns_ * channels_, last = collector_->num_envs() - 1;
+    const std::int64_t frame = rows_ * columns_ * channels_;
+    const std::int64_t last = static_cast<std::int64_t>(collector_->num_envs()) - 1;
     return a.data < b.data + last * b.stride + frame && b.data < a.data + last * a.stride + frame;
   }
 
@@ -250,30 +253,31 @@ class Bound {
 class BoundPicture {
  public:
   BoundPicture(int screen_rows, int screen_columns, int rows, int columns,
-               const std::vector<std::uint64_t>& colours)
-      : size_{screen_rows, screen_columns, rows, columns} {
+               const std::vector<std::uint64_t>& colours) {
     if (colours.size() != 256 || rows < 1 || rows > screen_rows || columns < 1 || columns > screen_columns ||
         screen_columns > 160)
       throw nb::value_error("want 256 colours and a result no larger than the screen");
     Palette palette;
     std::copy(colours.begin(), colours.end(), palette.lanes);
-    picture_ = std::make_unique<Picture>(screen_rows, screen_columns, rows, columns, palette);
+    rows_ = static_cast<std::size_t>(rows);
+    columns_ = static_cast<std::size_t>(columns);
+    pixels_ = static_cast<std::size_t>(screen_rows) * static_cast<std::size_t>(screen_columns);
+    picture_ = std::make_unique<Picture>(static_cast<std::size_t>(screen_rows),
+                                         static_cast<std::size_t>(screen_columns), rows_, columns_, palette);
   }
 
   nb::object draw(const nb::bytes& before, const nb::bytes& newest) {
-    const std::size_t wanted = static_cast<std::size_t>(size_[0]) * size_[1];
-    if (before.size() != wanted || newest.size() != wanted)
-      reject(std::to_string(wanted) + " pixels", "others");
+    if (before.size() != pixels_ || newest.size() != pixels_)
+      reject(std::to_string(pixels_) + " pixels", "others");
     std::uint8_t* values = new std::uint8_t[picture_->bytes()];
     nb::capsule owner(values, [](void* p) noexcept { delete[] static_cast<std::uint8_t*>(p); });
     picture_->draw(reinterpret_cast<const std::uint8_t*>(before.c_str()),
                    reinterpret_cast<const std::uint8_t*>(newest.c_str()), values);
-    const std::size_t rows = size_[2], columns = size_[3];
-    return nb::cast(nb::ndarray<nb::numpy, std::uint8_t, nb::ndim<3>>(values, {rows, columns, 3}, owner));
+    return nb::cast(nb::ndarray<nb::numpy, std::uint8_t, nb::ndim<3>>(values, {rows_, columns_, 3}, owner));
   }
 
  private:
-  int size_[4];
+  std::size_t rows_, columns_, pixels_;
   std::unique_ptr<Picture> picture_;
 };
 

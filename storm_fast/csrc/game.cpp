@@ -17,7 +17,7 @@ constexpr int kSettlingFrames = 40;
 
 std::uint64_t fnv1a(const std::string& bytes) {
   std::uint64_t hash = 14695981039346656037ull;
-  for (const unsigned char byte : bytes) hash = (hash ^ byte) * 1099511628211ull;
+  for (const char byte : bytes) hash = (hash ^ static_cast<unsigned char>(byte)) * 1099511628211ull;
   return hash;
 }
 
@@ -51,7 +51,9 @@ Game::Game(const Settings& settings) : settings_(settings), ale_(std::make_uniqu
                                 std::to_string(width) + ", the screen's size; got " +
                                 std::to_string(settings.rows) + " x " + std::to_string(settings.columns));
   before_.resize(screen.arraySize());
-  picture_ = std::make_unique<Picture>(height, width, settings.rows, settings.columns,
+  const auto rows = static_cast<std::size_t>(settings.rows),
+             columns = static_cast<std::size_t>(settings.columns);
+  picture_ = std::make_unique<Picture>(screen.height(), screen.width(), rows, columns,
                                        palette(*ale_->theOSystem, settings.gray));
 }
 
@@ -83,7 +85,7 @@ void Game::draw(const std::uint8_t* before, std::uint8_t* observation) {
 
 ale::reward_t Game::act(ale::Action action) {
   // Two draws a frame, as ALE's: the second is of the other player's action.
-  const double draw = random_() / 4294967296.0;
+  const double draw = static_cast<double>(random_()) / 4294967296.0;
   random_();
   if (draw >= settings_.sticky) last_ = action;
   return ale_->act(action);
@@ -97,7 +99,7 @@ void Game::follow() {
   text >> random_;
 }
 
-Outcome Game::step(int action, std::uint8_t* observation, std::uint8_t* terminal) {
+Outcome Game::step(std::size_t action, std::uint8_t* observation, std::uint8_t* terminal) {
   Outcome outcome;
   int frames = 0, reward = 0;
   while (frames < settings_.frame_skip && !outcome.terminated && !outcome.truncated) {
@@ -119,7 +121,7 @@ Outcome Game::step(int action, std::uint8_t* observation, std::uint8_t* terminal
   return outcome;
 }
 
-void Game::emulate(int action) {
+void Game::emulate(std::size_t action) {
   for (int frame = 0; frame < settings_.frame_skip; ++frame) act(actions_[action]);
   if (ale_->game_over(true)) ale_->reset_game();
 }

@@ -1,6 +1,7 @@
 // One Atari game: ALE's core behind the environment of the paper (STORM sec. 4.1, Table 10).
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <random>
@@ -46,10 +47,10 @@ class Game {
 
   // Repeat an action for `frame_skip` frames. Where the episode ends, its last frame goes to `terminal` and
   // the first of the next to `observation`; `outcome` is of the one that ended.
-  Outcome step(int action, std::uint8_t* observation, std::uint8_t* terminal);
+  Outcome step(std::size_t action, std::uint8_t* observation, std::uint8_t* terminal);
 
   // A step's frames of the emulator alone, without a picture: the floor that a step is compared with.
-  void emulate(int action);
+  void emulate(std::size_t action);
 
   // All that `restore` needs to go on as if nothing had happened, with its random numbers.
   std::string save();
