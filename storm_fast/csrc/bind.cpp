@@ -33,11 +33,12 @@ std::string shape_of(const Bytes& array) {
   throw nb::value_error(("want " + wanted + "; got " + got).c_str());
 }
 
-// Python's face of a Collector: it owns the results of a step and keeps the caller's buffers alive while one is written.
+// Python's face of a Collector: it owns a step's results, and keeps the caller's buffers alive until they are
+// written.
 class Bound {
  public:
-  Bound(const std::string& rom, int num_envs, int num_threads, float sticky, bool full_action_space, int frame_skip,
-        int frame_cap, int rows, int columns, bool gray)
+  Bound(const std::string& rom, int num_envs, int num_threads, float sticky, bool full_action_space,
+        int frame_skip, int frame_cap, int rows, int columns, bool gray)
       : rows_(rows), columns_(columns), channels_(gray ? 1 : 3), owner_(process()) {
     if (num_envs < 1) reject("num_envs of at least 1", std::to_string(num_envs));
     if (num_threads < 1) reject("num_threads of at least 1", std::to_string(num_threads));
@@ -49,7 +50,8 @@ class Bound {
     if (!ale::ALEInterface::isSupportedROM(rom)) reject("a ROM that ALE knows", rom);
     const Settings settings{rom, sticky, full_action_space, frame_skip, frame_cap, rows, columns, gray};
     nb::gil_scoped_release release;
-    collector_ = std::make_unique<Collector>(settings, num_envs, num_threads);
+    collector_ = std::make_unique<Collector>(settings, static_cast<std::size_t>(num_envs),
+                                             static_cast<std::size_t>(num_threads));
   }
 
   ~Bound() {
@@ -66,10 +68,11 @@ class Bound {
 
   void reset(const std::vector<std::int64_t>& seeds, const Bytes& observations) {
     const Guard guard(*this);
-    if (static_cast<int>(seeds.size()) != collector_->num_envs())
+    if (seeds.size() != collector_->num_envs())
       reject(std::to_string(collector_->num_envs()) + " seeds", std::to_string(seeds.size()));
     std::vector<std::int32_t> words;
-    for (const std::int64_t seed : seeds) words.push_back(static_cast<std::int32_t>(static_cast<std::uint32_t>(seed)));
+    for (const std::int64_t seed : seeds)
+      words.push_back(static_cast<std::int32_t>(static_cast<std::uint32_t>(seed)));
     const Frames frames = frames_of(observations, "observations");
     finish();
     nb::gil_scoped_release release;
@@ -94,20 +97,22 @@ class Bound {
     if (!collector_->busy()) throw nb::value_error("want send() before recv(); got recv() alone");
     finish();
     const std::vector<Outcome>& outcomes = outcomes_;
-    return nb::make_tuple(column<float>(outcomes, &Outcome::reward), column<bool>(outcomes, &Outcome::terminated),
-                          column<bool>(outcomes, &Outcome::truncated), column<bool>(outcomes, &Outcome::life_lost),
-                          column<double>(outcomes, &Outcome::episode_return),
-                          column<std::int64_t>(outcomes, &Outcome::episode_length));
+    return nb::make_tuple(
+        column<float>(outcomes, &Outcome::reward), column<bool>(outcomes, &Outcome::terminated),
+        column<bool>(outcomes, &Outcome::truncated), column<bool>(outcomes, &Outcome::life_lost),
+        column<double>(outcomes, &Outcome::episode_return),
+        column<std::int64_t>(outcomes, &Outcome::episode_length));
   }
 
   void emulate(const std::vector<std::int64_t>& actions, int steps) {
     const Guard guard(*this);
     idle();
-    const std::size_t wanted = static_cast<std::size_t>(collector_->num_envs()) * steps;
-    if (steps < 1 || actions.size() != wanted) reject(std::to_string(wanted) + " actions", std::to_string(actions.size()));
+    const std::size_t wanted = collector_->num_envs() * static_cast<std::size_t>(steps);
+    if (steps < 1 || actions.size() != wanted)
+      reject(std::to_string(wanted) + " actions", std::to_string(actions.size()));
     for (const std::int64_t action : actions) check(action);
     nb::gil_scoped_release release;
-    collector_->emulate(actions.data(), steps);
+    collector_->emulate(actions.data(), static_cast<std::size_t>(steps));
   }
 
   nb::list save() {
@@ -115,7 +120,7 @@ class Bound {
     idle();
     if (!started_) throw std::runtime_error("want reset() before save(); got save() first");
     nb::list result;
-    for (int i = 0; i < collector_->num_envs(); ++i) {
+    for (std::size_t i = 0; i < collector_->num_envs(); ++i) {
       const std::string saved = collector_->save(i);
       result.append(nb::bytes(saved.data(), saved.size()));
     }
@@ -124,8 +129,9 @@ class Bound {
 
   void restore(const std::vector<nb::bytes>& saved) {
     const Guard guard(*this);
-    if (static_cast<int>(saved.size()) != collector_->num_envs())
-      reject("the state of " + std::to_string(collector_->num_envs()) + " environments", std::to_string(saved.size()));
+    if (saved.size() != collector_->num_envs())
+      reject("the state of " + std::to_string(collector_->num_envs()) + " environments",
+             std::to_string(saved.size()));
     finish();
     std::vector<std::string> states;
     for (const nb::bytes& bytes : saved) states.emplace_back(bytes.c_str(), bytes.size());
@@ -183,12 +189,12 @@ class Bound {
   std::vector<std::int64_t> actions_of(const Bytes& array) const {
     const nb::dlpack::dtype type = array.dtype();
     const bool integer = type.code == static_cast<std::uint8_t>(nb::dlpack::dtype_code::Int);
-    if (array.ndim() != 1 || static_cast<int>(array.shape(0)) != collector_->num_envs() || !integer ||
+    if (array.ndim() != 1 || array.shape(0) != collector_->num_envs() || !integer ||
         (type.bits != 32 && type.bits != 64))
       reject(std::to_string(collector_->num_envs()) + " actions, int32 or int64", "shape " + shape_of(array));
     std::vector<std::int64_t> result;
-    for (int i = 0; i < collector_->num_envs(); ++i) {
-      const std::int64_t at = i * array.stride(0);
+    for (std::size_t i = 0; i < collector_->num_envs(); ++i) {
+      const std::int64_t at = static_cast<std::int64_t>(i) * array.stride(0);
       const std::int64_t action = type.bits == 64 ? static_cast<const std::int64_t*>(array.data())[at]
                                                   : static_cast<const std::int32_t*>(array.data())[at];
       check(action);
@@ -198,25 +204,31 @@ class Bound {
   }
 
   Frames frames_of(const Bytes& array, const char* name) const {
-    const std::int64_t shape[4] = {collector_->num_envs(), rows_, columns_, channels_};
+    const std::int64_t num_envs = static_cast<std::int64_t>(collector_->num_envs());
+    const std::int64_t shape[4] = {num_envs, rows_, columns_, channels_};
     const bool bytes = array.dtype() == nb::dtype<std::uint8_t>();
     bool fits = bytes && array.ndim() == 4;
-    for (int axis = 0; fits && axis < 4; ++axis) fits = static_cast<std::int64_t>(array.shape(axis)) == shape[axis];
+    for (std::size_t axis = 0; fits && axis < 4; ++axis)
+      fits = static_cast<std::int64_t>(array.shape(axis)) == shape[axis];
     std::ostringstream wanted;
-    wanted << name << " uint8 [" << shape[0] << ", " << shape[1] << ", " << shape[2] << ", " << shape[3] << ']';
+    wanted << name << " uint8 [" << shape[0] << ", " << shape[1] << ", " << shape[2] << ", " << shape[3]
+           << ']';
     if (!fits) reject(wanted.str(), (bytes ? "uint8 " : "another dtype, ") + shape_of(array));
     const std::int64_t frame = rows_ * columns_ * channels_;
     std::int64_t dense = 1;
-    for (int axis = 3; axis > 0; --axis) {
-      if (shape[axis] > 1 && array.stride(axis) != dense) reject(wanted.str() + " with contiguous frames", "other strides");
+    for (std::size_t axis = 3; axis > 0; --axis) {
+      if (shape[axis] > 1 && array.stride(axis) != dense)
+        reject(wanted.str() + " with contiguous frames", "other strides");
       dense *= shape[axis];
     }
-    if (shape[0] > 1 && array.stride(0) < frame) reject(wanted.str() + " with frames apart", "frames that overlap");
+    if (shape[0] > 1 && array.stride(0) < frame)
+      reject(wanted.str() + " with frames apart", "frames that overlap");
     return {static_cast<std::uint8_t*>(array.data()), array.stride(0)};
   }
 
   bool overlap(const Frames& a, const Frames& b) const {
-    const std::int64_t frame = rows_ * columns_ * channels_, last = collector_->num_envs() - 1;
+    const std::int64_t frame = rows_ * columns_ * channels_;
+    const std::int64_t last = static_cast<std::int64_t>(collector_->num_envs()) - 1;
     return a.data < b.data + last * b.stride + frame && b.data < a.data + last * a.stride + frame;
   }
 
@@ -240,29 +252,32 @@ class Bound {
 // A Picture by itself, for tests: palette screens in, an observation out.
 class BoundPicture {
  public:
-  BoundPicture(int screen_rows, int screen_columns, int rows, int columns, const std::vector<std::uint64_t>& colours)
-      : size_{screen_rows, screen_columns, rows, columns} {
+  BoundPicture(int screen_rows, int screen_columns, int rows, int columns,
+               const std::vector<std::uint64_t>& colours) {
     if (colours.size() != 256 || rows < 1 || rows > screen_rows || columns < 1 || columns > screen_columns ||
         screen_columns > 160)
       throw nb::value_error("want 256 colours and a result no larger than the screen");
     Palette palette;
     std::copy(colours.begin(), colours.end(), palette.lanes);
-    picture_ = std::make_unique<Picture>(screen_rows, screen_columns, rows, columns, palette);
+    rows_ = static_cast<std::size_t>(rows);
+    columns_ = static_cast<std::size_t>(columns);
+    pixels_ = static_cast<std::size_t>(screen_rows) * static_cast<std::size_t>(screen_columns);
+    picture_ = std::make_unique<Picture>(static_cast<std::size_t>(screen_rows),
+                                         static_cast<std::size_t>(screen_columns), rows_, columns_, palette);
   }
 
   nb::object draw(const nb::bytes& before, const nb::bytes& newest) {
-    const std::size_t wanted = static_cast<std::size_t>(size_[0]) * size_[1];
-    if (before.size() != wanted || newest.size() != wanted) reject(std::to_string(wanted) + " pixels", "others");
+    if (before.size() != pixels_ || newest.size() != pixels_)
+      reject(std::to_string(pixels_) + " pixels", "others");
     std::uint8_t* values = new std::uint8_t[picture_->bytes()];
     nb::capsule owner(values, [](void* p) noexcept { delete[] static_cast<std::uint8_t*>(p); });
     picture_->draw(reinterpret_cast<const std::uint8_t*>(before.c_str()),
                    reinterpret_cast<const std::uint8_t*>(newest.c_str()), values);
-    const std::size_t rows = size_[2], columns = size_[3];
-    return nb::cast(nb::ndarray<nb::numpy, std::uint8_t, nb::ndim<3>>(values, {rows, columns, 3}, owner));
+    return nb::cast(nb::ndarray<nb::numpy, std::uint8_t, nb::ndim<3>>(values, {rows_, columns_, 3}, owner));
   }
 
  private:
-  int size_[4];
+  std::size_t rows_, columns_, pixels_;
   std::unique_ptr<Picture> picture_;
 };
 

@@ -13,9 +13,9 @@ std::uint64_t packed(std::uint32_t job) { return static_cast<std::uint64_t>(job)
 
 }  // namespace
 
-Pool::Pool(int threads) {
+Pool::Pool(std::size_t threads) {
   try {
-    for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { serve(); });
+    for (std::size_t i = 1; i < threads; ++i) workers_.emplace_back([this] { serve(); });
   } catch (...) {  // the system gives no more threads: those begun end first
     stop();
     throw;
@@ -41,7 +41,7 @@ void Pool::stop() {
   for (std::thread& worker : workers_) worker.join();
 }
 
-void Pool::start(int count, std::function<void(int)> task) {
+void Pool::start(std::size_t count, std::function<void(std::size_t)> task) {
   {
     const std::lock_guard lock(mutex_);
     task_ = std::move(task);
@@ -58,17 +58,18 @@ void Pool::start(int count, std::function<void(int)> task) {
 
 void Pool::finish() {
   work(job_.load(std::memory_order_relaxed), count_);
-  for (int spin = 0; spin < kSpins && left_.load(std::memory_order_acquire) > 0; ++spin) std::this_thread::yield();
+  for (int spin = 0; spin < kSpins && left_.load(std::memory_order_acquire) > 0; ++spin)
+    std::this_thread::yield();
   std::unique_lock lock(mutex_);
   done_.wait(lock, [this] { return left_.load(std::memory_order_acquire) == 0; });
   busy_ = false;
   if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
 }
 
-void Pool::work(std::uint32_t job, int count) {
+void Pool::work(std::uint32_t job, std::size_t count) {
   for (;;) {
     std::uint64_t next = next_.load(std::memory_order_acquire);
-    const int i = static_cast<int>(next & 0xffffffffu);
+    const std::size_t i = next & 0xffffffffu;
     if (next >> 32 != job || i >= count) return;
     // Once a share is taken the job cannot end before it is done, so task_ is this job's.
     if (!next_.compare_exchange_weak(next, next + 1, std::memory_order_acq_rel)) continue;
@@ -88,8 +89,9 @@ void Pool::work(std::uint32_t job, int count) {
 void Pool::serve() {
   std::uint32_t seen = 0;
   for (;;) {
-    int count = 0;
-    for (int spin = 0; spin < kSpins && job_.load(std::memory_order_acquire) == seen; ++spin) std::this_thread::yield();
+    std::size_t count = 0;
+    for (int spin = 0; spin < kSpins && job_.load(std::memory_order_acquire) == seen; ++spin)
+      std::this_thread::yield();
     {
       std::unique_lock lock(mutex_);
       begun_.wait(lock, [&] { return stopping_ || job_.load(std::memory_order_acquire) != seen; });
@@ -101,20 +103,21 @@ void Pool::serve() {
   }
 }
 
-Collector::Collector(const Settings& settings, int num_envs, int num_threads)
+Collector::Collector(const Settings& settings, std::size_t num_envs, std::size_t num_threads)
     : actions_(num_envs), outcomes_(num_envs), pool_(std::min(num_threads, num_envs)) {
-  for (int i = 0; i < num_envs; ++i) games_.push_back(std::make_unique<Game>(settings));
+  for (std::size_t i = 0; i < num_envs; ++i) games_.push_back(std::make_unique<Game>(settings));
 }
 
 void Collector::reset(const std::int32_t* seeds, Frames observations) {
-  pool_.start(num_envs(), [&](int i) { games_[i]->seed(seeds[i], observations.row(i)); });
+  pool_.start(num_envs(), [&](std::size_t i) { games_[i]->seed(seeds[i], observations.row(i)); });
   pool_.finish();
 }
 
 void Collector::send(const std::int64_t* actions, Frames observations, Frames terminals) {
   std::copy(actions, actions + num_envs(), actions_.begin());
-  pool_.start(num_envs(), [this, observations, terminals](int i) {
-    outcomes_[i] = games_[i]->step(static_cast<int>(actions_[i]), observations.row(i), terminals.row(i));
+  pool_.start(num_envs(), [this, observations, terminals](std::size_t i) {
+    outcomes_[i] =
+        games_[i]->step(static_cast<std::size_t>(actions_[i]), observations.row(i), terminals.row(i));
   });
 }
 
@@ -124,14 +127,15 @@ const std::vector<Outcome>& Collector::recv() {
 }
 
 void Collector::restore(const std::vector<std::string>& saved) {
-  for (int i = 0; i < num_envs(); ++i) games_[i]->check(saved.at(i));
-  pool_.start(num_envs(), [&](int i) { games_[i]->restore(saved[i]); });
+  for (std::size_t i = 0; i < num_envs(); ++i) games_[i]->check(saved.at(i));
+  pool_.start(num_envs(), [&](std::size_t i) { games_[i]->restore(saved[i]); });
   pool_.finish();
 }
 
-void Collector::emulate(const std::int64_t* actions, int steps) {
-  pool_.start(num_envs(), [&](int i) {
-    for (int step = 0; step < steps; ++step) games_[i]->emulate(static_cast<int>(actions[i * steps + step]));
+void Collector::emulate(const std::int64_t* actions, std::size_t steps) {
+  pool_.start(num_envs(), [&](std::size_t i) {
+    for (std::size_t step = 0; step < steps; ++step)
+      games_[i]->emulate(static_cast<std::size_t>(actions[i * steps + step]));
   });
   pool_.finish();
 }

@@ -11,12 +11,13 @@ namespace storm_fast {
 namespace {
 
 constexpr char kFormat[] = "storm_fast-game-1";
-// Some games keep hidden state that ALE neither saves nor resets (Qbert); some frames bring it to where it always is.
+// Some games keep hidden state that ALE neither saves nor resets (Qbert); some frames bring it to where it
+// always is.
 constexpr int kSettlingFrames = 40;
 
 std::uint64_t fnv1a(const std::string& bytes) {
   std::uint64_t hash = 14695981039346656037ull;
-  for (const unsigned char byte : bytes) hash = (hash ^ byte) * 1099511628211ull;
+  for (const char byte : bytes) hash = (hash ^ static_cast<unsigned char>(byte)) * 1099511628211ull;
   return hash;
 }
 
@@ -30,7 +31,8 @@ Palette palette(ale::stella::OSystem& system, bool gray) {
     if (gray)
       lanes = system.colourPalette().getGrayscale(value);
     else
-      for (int channel = 0; channel < 3; ++channel) lanes |= static_cast<std::uint64_t>(rgb[channel]) << 16 * channel;
+      for (int channel = 0; channel < 3; ++channel)
+        lanes |= static_cast<std::uint64_t>(rgb[channel]) << 16 * channel;
   }
   return result;
 }
@@ -46,10 +48,12 @@ Game::Game(const Settings& settings) : settings_(settings), ale_(std::make_uniqu
   const int height = static_cast<int>(screen.height()), width = static_cast<int>(screen.width());
   if (settings.rows < 1 || settings.rows > height || settings.columns < 1 || settings.columns > width)
     throw std::invalid_argument("want an observation of at most " + std::to_string(height) + " x " +
-                                std::to_string(width) + ", the screen's size; got " + std::to_string(settings.rows) +
-                                " x " + std::to_string(settings.columns));
+                                std::to_string(width) + ", the screen's size; got " +
+                                std::to_string(settings.rows) + " x " + std::to_string(settings.columns));
   before_.resize(screen.arraySize());
-  picture_ = std::make_unique<Picture>(height, width, settings.rows, settings.columns,
+  const auto rows = static_cast<std::size_t>(settings.rows),
+             columns = static_cast<std::size_t>(settings.columns);
+  picture_ = std::make_unique<Picture>(screen.height(), screen.width(), rows, columns,
                                        palette(*ale_->theOSystem, settings.gray));
 }
 
@@ -81,7 +85,7 @@ void Game::draw(const std::uint8_t* before, std::uint8_t* observation) {
 
 ale::reward_t Game::act(ale::Action action) {
   // Two draws a frame, as ALE's: the second is of the other player's action.
-  const double draw = random_() / 4294967296.0;
+  const double draw = static_cast<double>(random_()) / 4294967296.0;
   random_();
   if (draw >= settings_.sticky) last_ = action;
   return ale_->act(action);
@@ -95,7 +99,7 @@ void Game::follow() {
   text >> random_;
 }
 
-Outcome Game::step(int action, std::uint8_t* observation, std::uint8_t* terminal) {
+Outcome Game::step(std::size_t action, std::uint8_t* observation, std::uint8_t* terminal) {
   Outcome outcome;
   int frames = 0, reward = 0;
   while (frames < settings_.frame_skip && !outcome.terminated && !outcome.truncated) {
@@ -117,15 +121,15 @@ Outcome Game::step(int action, std::uint8_t* observation, std::uint8_t* terminal
   return outcome;
 }
 
-void Game::emulate(int action) {
+void Game::emulate(std::size_t action) {
   for (int frame = 0; frame < settings_.frame_skip; ++frame) act(actions_[action]);
   if (ale_->game_over(true)) ale_->reset_game();
 }
 
 std::string Game::save() {
   std::ostringstream body;
-  body << random_ << ' ' << static_cast<int>(last_) << ' ' << lives_ << ' ' << std::bit_cast<std::uint64_t>(return_)
-       << ' ' << length_ << '\n'
+  body << random_ << ' ' << static_cast<int>(last_) << ' ' << lives_ << ' '
+       << std::bit_cast<std::uint64_t>(return_) << ' ' << length_ << '\n'
        << ale_->cloneState(true).serialize();
   std::ostringstream whole;
   whole << kFormat << ' ' << rom() << ' ' << fnv1a(body.str()) << '\n' << body.str();
@@ -141,7 +145,8 @@ void Game::check(const std::string& saved) const {
   const std::string body = end == std::string::npos ? "" : saved.substr(end + 1);
   if (!head || format != kFormat || hash != fnv1a(body))
     throw std::invalid_argument("want a game's saved state; these bytes are none, or are damaged");
-  if (rom_saved != rom()) throw std::invalid_argument("want the saved state of this game; got that of another ROM");
+  if (rom_saved != rom())
+    throw std::invalid_argument("want the saved state of this game; got that of another ROM");
 }
 
 void Game::restore(const std::string& checked) {
@@ -160,6 +165,8 @@ void Game::restore(const std::string& checked) {
   ale_->restoreState(ale::ALEState(checked.substr(line + 1)));
 }
 
-std::string Game::rom() const { return ale_->theOSystem->console().properties().get(ale::stella::Cartridge_MD5); }
+std::string Game::rom() const {
+  return ale_->theOSystem->console().properties().get(ale::stella::Cartridge_MD5);
+}
 
 }  // namespace storm_fast

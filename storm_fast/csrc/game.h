@@ -1,6 +1,7 @@
 // One Atari game: ALE's core behind the environment of the paper (STORM sec. 4.1, Table 10).
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <random>
@@ -34,21 +35,22 @@ struct Outcome {
 
 class Game {
  public:
-  // Throws std::runtime_error where the ROM cannot be read, std::invalid_argument for a size beyond the screen's.
+  // Throws std::runtime_error where the ROM cannot be read, and std::invalid_argument for a size beyond the
+  // screen's.
   explicit Game(const Settings& settings);
 
   int num_actions() const { return static_cast<int>(actions_.size()); }
 
-  // Load the ROM anew with ALE's own random seed and begin an episode; its first frame goes to `observation`. Throws
-  // std::runtime_error where the ROM cannot be read any more; the game is then as it was.
+  // Load the ROM anew with ALE's own random seed and begin an episode; its first frame goes to `observation`.
+  // Throws std::runtime_error where the ROM cannot be read any more; the game is then as it was.
   void seed(std::int32_t seed, std::uint8_t* observation);
 
-  // Repeat an action for `frame_skip` frames. Where the episode ends, its last frame goes to `terminal` and the first
-  // of the next to `observation`; `outcome` is of the one that ended.
-  Outcome step(int action, std::uint8_t* observation, std::uint8_t* terminal);
+  // Repeat an action for `frame_skip` frames. Where the episode ends, its last frame goes to `terminal` and
+  // the first of the next to `observation`; `outcome` is of the one that ended.
+  Outcome step(std::size_t action, std::uint8_t* observation, std::uint8_t* terminal);
 
-  // Frames of the emulator alone, as many as a step has: no picture is made. The floor that a step is compared with.
-  void emulate(int action);
+  // A step's frames of the emulator alone, without a picture: the floor that a step is compared with.
+  void emulate(std::size_t action);
 
   // All that `restore` needs to go on as if nothing had happened, with its random numbers.
   std::string save();
@@ -61,16 +63,19 @@ class Game {
   void start(std::uint8_t* observation);
   void draw(const std::uint8_t* before, std::uint8_t* observation);
   ale::reward_t act(ale::Action action);
-  void follow();  // take over ALE's random numbers
-  std::string rom() const;  // its MD5
+  // Take over ALE's random numbers.
+  void follow();
+  // The MD5 of the ROM.
+  std::string rom() const;
 
   Settings settings_;
   std::unique_ptr<ale::ALEInterface> ale_;
   ale::ActionVect actions_;
   std::unique_ptr<Picture> picture_;
   std::vector<std::uint8_t> before_;  // the screen of the frame before
-  // ALE's saved state lacks the action that a sticky frame repeats. It is known here all the same, by drawing the
-  // random numbers that ALE draws.
+
+  // ALE's saved state lacks the action that a sticky frame repeats. It is known here all the same, by drawing
+  // the random numbers that ALE draws.
   std::mt19937 random_;
   ale::Action last_ = ale::PLAYER_A_NOOP;
   int lives_ = 0;

@@ -1,5 +1,5 @@
-// What ALE's core asks of zlib, without zlib: it opens ROMs through gzopen, and they are not compressed; the PNG export,
-// which nothing here calls, fails.
+// What ALE's core asks of zlib, without zlib: it opens ROMs through gzopen, and they are not compressed; the
+// PNG export, which nothing here calls, fails.
 #pragma once
 
 #include <cstdio>
