@@ -32,7 +32,8 @@ if [ -n "${WHEELS:-}" ]; then
   part install "$python" -m pip install --no-index --find-links "$WHEELS" --no-build-isolation --editable ".[test]"
 fi
 part tests "$python" -m pytest  # on a GPU nothing marked `gpu` is skipped
-part bench "$python" -m pytest bench --benchmark-only --benchmark-json="$out/bench.json"
+part bench "$python" -m pytest bench --benchmark-only --benchmark-json="$out/benchmarks.json"
+part report "$python" -m bench.report "$out/benchmarks.json"  # report.md and pictures, beside it
 run=$out/run
 part train "$python" -m storm_fast.train --preset storm --game Pong --compile --steps 2000 --checkpoint-every 1500 \
   --demonstration none --run-dir "$run"
