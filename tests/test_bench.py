@@ -136,22 +136,22 @@ def test_a_planted_slowdown_fails_the_comparison_and_an_equal_run_does_not(plant
 @needs_collector
 def test_a_planted_slowdown_of_the_collector_is_reported(tmp_path: Path) -> None:
     (tmp_path / "plant.py").write_text(COLLECTOR_PLANT)
-    arguments = ("-p", "plant", "-k", "Pong-1-1-ours or Pong-1-1-AtariVectorEnv")
+    arguments = ("-p", "plant", "-k", "Pong-8-1-ours or Pong-8-1-AtariVectorEnv")
     saved = tmp_path / "saved.json"
     before = benchmarks(COLLECTORS, *arguments, f"--benchmark-json={saved}", plugins=tmp_path)
     assert before.returncode == 0, before.stdout
     after = benchmarks(COLLECTORS, *arguments, f"--benchmark-compare={saved}", plugins=tmp_path, PLANTED_SLEEP="0.002")
     assert after.returncode == 1, after.stdout
-    assert "SLOWER: bench/bench_collect.py::bench_collect[Pong-1-1-AtariVectorEnv]" in after.stdout
+    assert "SLOWER: bench/bench_collect.py::bench_collect[Pong-8-1-AtariVectorEnv]" in after.stdout
 
 
 @needs_collector
 def test_a_planted_wrong_result_of_the_collector_is_reported(tmp_path: Path) -> None:
     (tmp_path / "plant.py").write_text(COLLECTOR_PLANT)
-    arguments = ("-p", "plant", "-k", "Pong-1-1-ours or Pong-1-1-AtariVectorEnv")
+    arguments = ("-p", "plant", "-k", "Pong-8-1-ours or Pong-8-1-AtariVectorEnv")
     shown = benchmarks(COLLECTORS, *arguments, plugins=tmp_path, PLANTED_REWARD="1")
     assert shown.returncode == 1, shown.stdout
-    assert "collect Pong, 1 games, 1 threads: ours: WRONG: reward_N differs from the slow twin's" in shown.stdout
+    assert "collect Pong, 8 games, 1 threads: ours: WRONG: reward_N differs from the slow twin's" in shown.stdout
     assert not [line for line in shown.stdout.splitlines() if line.startswith("  ours")]
 
 

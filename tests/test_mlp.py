@@ -18,7 +18,7 @@ def layers() -> list[nn.Module]:
 
 
 @pytest.mark.parametrize("is_autocast", [False, True])
-def test_a_chain_is_its_layers_in_a_row_to_the_bit(is_autocast: bool) -> None:
+def test_a_chain_is_its_layers_in_a_row(is_autocast: bool) -> None:
     made = layers()
     x_ND = torch.randn(7, 5)
     found = []
@@ -27,7 +27,11 @@ def test_a_chain_is_its_layers_in_a_row_to_the_bit(is_autocast: bool) -> None:
             y_ND = chain(x_ND)
         found.append((y_ND, *torch.autograd.grad(y_ND.float().square().sum(), list(chain.parameters()))))
     for one, other in ((0, 1), (2, 3)):
-        assert all(torch.equal(a, b) for a, b in zip(found[one], found[other], strict=True))
+        (y_ND, *gradients), (z_ND, *others) = found[one], found[other]
+        assert torch.equal(y_ND, z_ND)
+        for a, b in zip(gradients, others, strict=True):
+            # Under autocast a CPU's own layer norm sums weight's gradients in bf16, over 7 rows; ours in float32.
+            torch.testing.assert_close(a, b, rtol=4 * 2**-8 if is_autocast else 0, atol=0.02 if is_autocast else 0)
 
 
 def test_parameters_keep_the_names_that_checkpoints_use() -> None:

@@ -104,8 +104,10 @@ void Pool::serve() {
 }
 
 Collector::Collector(const Settings& settings, std::size_t num_envs, std::size_t num_threads)
-    : actions_(num_envs), outcomes_(num_envs), pool_(std::min(num_threads, num_envs)) {
-  for (std::size_t i = 0; i < num_envs; ++i) games_.push_back(std::make_unique<Game>(settings));
+    : games_(num_envs), actions_(num_envs), outcomes_(num_envs), pool_(std::min(num_threads, num_envs)) {
+  // Starting a console takes a tenth of a second.
+  pool_.start(num_envs, [&](std::size_t i) { games_[i] = std::make_unique<Game>(settings); });
+  pool_.finish();
 }
 
 void Collector::reset(const std::int32_t* seeds, Frames observations) {

@@ -44,6 +44,24 @@ def test_equals_its_formula(n: int, d: int, seed: int, with_residual: bool, relu
     torch.testing.assert_close(got_ND.double(), want_ND, rtol=TOLERANCE, atol=TOLERANCE / min(spread, 1.0))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_gradients_over_many_rows_of_half_precision(dtype: torch.dtype) -> None:
+    x_ND, residual_ND, weight_D, bias_D = inputs((8192, 16), 0)
+    x_ND, residual_ND = (x.to(dtype).requires_grad_() for x in (x_ND, residual_ND))
+    leaves = [x_ND, residual_ND, weight_D.requires_grad_(), bias_D.requires_grad_()]
+    y_ND = norm.layer_norm(x_ND, weight_D, bias_D, 1e-5, residual_ND)
+    assert y_ND.dtype == dtype
+    grad_ND = torch.randn(y_ND.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+    got = torch.autograd.grad(y_ND, leaves, grad_ND)
+    # The sum of both inputs is rounded to their dtype before it is normalised, in the definition as in the formula.
+    sum_ND = (x_ND + residual_ND).detach().double().requires_grad_()
+    doubles = [sum_ND, *(x.detach().double().requires_grad_() for x in (weight_D, bias_D))]
+    want = torch.autograd.grad(formula(*doubles, 1e-5, None, relu=False), doubles, grad_ND.double())
+    for gradient, exact in zip((got[0], *got[2:]), want, strict=True):
+        error = float((gradient.double() - exact).norm() / exact.norm())
+        assert error < 3 * torch.finfo(dtype).eps  # one rounding of each element
+
+
 def test_gradients_are_those_of_finite_differences() -> None:
     x_ND, residual_ND, weight_D, bias_D = (x.requires_grad_() for x in inputs((3, 5), 0, torch.float64))
 
