@@ -244,7 +244,7 @@ def cases() -> Iterator[Any]:
 def bench_collect(
     show: Show, measured: dict[str, Rounds], quick: bool, game: str, num_envs: int, threads: int, form: str
 ) -> None:
-    operation = f"collect {game}, {num_envs} games, {threads} threads"
+    operation = f"collect {game}, games {num_envs}, threads {threads}"
     if operation not in measured:
         measured[operation] = collected(game, num_envs, threads, rounds=5 if quick else 9)
     show(operation, form, measured[operation])

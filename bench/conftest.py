@@ -20,6 +20,7 @@ from bench.ceilings import Ceilings, measure
 from bench.forms import DEVICE, IS_GPU, skipped
 from bench.harness import Rounds, Subject, quartiles
 from bench.harness import measure as measure_subject
+from storm_fast.allocator import keep_pages
 
 Compare = Callable[[str, str, Callable[[], Subject]], None]
 Show = Callable[[str, str, Rounds], None]
@@ -59,6 +60,8 @@ def pytest_configure(config: pytest.Config) -> None:
         option.benchmark_compare = str(guard.stored_path())
     if not (option.benchmark_compare or option.benchmark_columns or option.benchmark_verbose):
         option.benchmark_quiet = True
+    if not IS_GPU:
+        keep_pages()  # as training does: elsewhere each call would fault its pages in anew
     config.stash[_START] = machine.state()
 
 

@@ -151,7 +151,7 @@ def test_a_planted_wrong_result_of_the_collector_is_reported(tmp_path: Path) -> 
     arguments = ("-p", "plant", "-k", "Pong-8-1-ours or Pong-8-1-AtariVectorEnv")
     shown = benchmarks(COLLECTORS, *arguments, plugins=tmp_path, PLANTED_REWARD="1")
     assert shown.returncode == 1, shown.stdout
-    assert "collect Pong, 8 games, 1 threads: ours: WRONG: reward_N differs from the slow twin's" in shown.stdout
+    assert "collect Pong, games 8, threads 1: ours: WRONG: reward_N differs from the slow twin's" in shown.stdout
     assert not [line for line in shown.stdout.splitlines() if line.startswith("  ours")]
 
 
