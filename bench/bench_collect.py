@@ -246,5 +246,5 @@ def bench_collect(
 ) -> None:
     operation = f"collect {game}, games {num_envs}, threads {threads}"
     if operation not in measured:
-        measured[operation] = collected(game, num_envs, threads, rounds=5 if quick else 9)
+        measured[operation] = collected(game, num_envs, threads, rounds=5 if quick else 11)
     show(operation, form, measured[operation])

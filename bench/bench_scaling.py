@@ -124,7 +124,7 @@ def bench_imagination_over_horizon(ladder: Ladder, horizon: int) -> None:
     ladder.climb(what, "horizon", horizon, phase(config, "imagine"), "imagined steps", batch * horizon)
 
 
-@pytest.mark.parametrize("batch", sizes(2, 8, 32, 128, quick=(2,)))
+@pytest.mark.parametrize("batch", sizes(2, 4, 8, 16, 32, 64, 128, quick=(2,)))
 def bench_model_over_batch(ladder: Ladder, batch: int) -> None:
     config = replace(STORM, model=replace(STORM.model, batch=batch))
     steps = batch * STORM.model.length

@@ -32,8 +32,12 @@ if [ -n "${WHEELS:-}" ]; then
   part install "$python" -m pip install --no-index --find-links "$WHEELS" --no-build-isolation --editable ".[test]"
 fi
 part tests "$python" -m pytest  # on a GPU nothing marked `gpu` is skipped
-part bench "$python" -m pytest bench --benchmark-only --benchmark-json="$out/benchmarks.json"
-part report "$python" -m bench.report "$out/benchmarks.json"  # report.md and pictures, beside it
+for name in step scaling collect; do
+  part "bench-$name" "$python" -m pytest "bench/bench_$name.py" --benchmark-only --benchmark-json="$out/$name.json"
+done
+part bench-kernels "$python" -m pytest bench --benchmark-only --benchmark-json="$out/kernels.json" \
+  --ignore=bench/bench_step.py --ignore=bench/bench_scaling.py --ignore=bench/bench_collect.py
+part report "$python" -m bench.report "$out"/{step,scaling,collect,kernels}.json --merge "$out/benchmarks.json"
 run=$out/run
 part train "$python" -m storm_fast.train --preset storm --game Pong --compile --steps 2000 --checkpoint-every 1500 \
   --demonstration none --run-dir "$run"

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bench.guard import RESULTS
-from bench.table import Case, absences, by_operation, ceilings, duration
+from bench.table import Case, absences, by_operation, ceilings, duration, further
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 
@@ -57,6 +57,28 @@ def load(path: Path) -> Run:
         return Run(saved["machine_info"], saved["device"], name, saved["datetime"][:10], cases)
     except (OSError, ValueError, KeyError, TypeError) as error:
         sys.exit(f"error: want a file of `pytest bench/ --benchmark-only --benchmark-json`; got {path}: {error!r}")
+
+
+def merge(parts: list[Path]) -> dict[str, Any]:
+    """One saved run of several, of the same device and commit, that together are a whole.
+
+    Raises:
+        SystemExit: where they are not of one device and commit, or one is no saved run.
+    """
+    runs = [load(part) for part in parts]
+    if len({(run.machine["device"], run.commit) for run in runs}) != 1:
+        got = ", ".join(
+            f"{part}: {run.machine['device']} at {run.commit}" for part, run in zip(parts, runs, strict=True)
+        )
+        sys.exit(f"error: want parts of one device and commit; got {got}")
+    saved = [json.loads(part.read_text()) for part in parts]
+    whole: dict[str, Any] = saved[0]
+    whole["benchmarks"] = [case for part in saved for case in part["benchmarks"]]
+    devices = [part["device"] for part in saved]
+    whole["device"] |= {name: {k: v for d in devices for k, v in d[name].items()} for name in ("absent", "wrong")}
+    whole["device"]["troubles"] = [trouble for d in devices for trouble in d["troubles"]]
+    whole["device"] |= {"end": devices[-1]["end"], "quick": any(d["quick"] for d in devices)}
+    return whole
 
 
 def heading(run: Run) -> str:
@@ -118,13 +140,14 @@ def _table(cases: Iterable[Case]) -> Iterator[str]:
 
 
 def _rate(case: Case) -> str:
-    info = case.info
+    info, rates = case.info, []
     if "unit" in info:
-        return f"{info['per_s']:,.0f} {info['unit']}/s"
-    if "flops" in info:
-        rate = f"{info['flops'] / case.median_s / 1e12:.3f} TFLOP/s"
-        return f"{info['bytes'] / case.median_s / 1e9:,.1f} GB/s, {rate}" if info["bytes"] else rate
-    return ""
+        rates.append(f"{info['per_s']:,.0f} {info['unit']}/s")
+    if info.get("bytes"):
+        rates.append(f"{info['bytes'] / case.median_s / 1e9:,.1f} GB/s")
+    if info.get("flops"):
+        rates.append(f"{info['flops'] / case.median_s / 1e12:.3f} TFLOP/s")
+    return ", ".join([*rates, *further(info)])
 
 
 def ladders(run: Run) -> dict[str, list[Point]]:
@@ -272,8 +295,12 @@ def main() -> None:
         "files", nargs="*", type=Path, metavar="FILE", help="saved runs (bench/results/*/benchmarks.json)"
     )
     parser.add_argument("--readme", action="store_true", help="put the tables of bench/results/ into README.md")
+    parser.add_argument("--merge", type=Path, metavar="TO", help="first make one run TO of all FILEs, and report that")
     arguments = parser.parse_args()
     files = arguments.files or stored()
+    if arguments.merge:
+        arguments.merge.write_text(json.dumps(merge(files), indent=1))
+        files = [arguments.merge]
     if not files:
         sys.exit(
             "error: want saved runs; bench/results/ holds none: pytest bench/ --benchmark-only --benchmark-json=FILE"

@@ -41,19 +41,22 @@ def _cells(case: Case) -> Iterator[str]:
         yield f"{info['share_of_roof']:9.1%}{gb_per_s}{info['flops'] / s / 1e12:9.4f}"
     if "unit" in info:
         yield f"  {info['per_s']:,.0f} {info['unit']}/s"
-    for name, value in info.items():
-        if name in FURTHER:
-            yield f"  {FURTHER[name].format(value)}"
+    for text in further(info):
+        yield f"  {text}"
 
 
-FURTHER = {
+def further(info: Mapping[str, Any]) -> Iterator[str]:
+    """What some cases state besides."""
+    return (text.format(info[name]) for name, text in _FURTHER.items() if name in info)
+
+
+_FURTHER = {
     "peak_mb": "adds {:,.0f} MB",
     "host_ms": "host {:.2f} ms",
     "idle_share": "idle {:.0%}",
     "joules": "{:.2f} J",
     "phases_apart_ms": "phases apart {:.2f} ms",
 }
-"""What some cases state besides, and how it reads."""
 
 
 def absences(absent: Mapping[str, str]) -> Iterator[str]:

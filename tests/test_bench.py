@@ -331,6 +331,24 @@ def test_pictures_are_drawn(tmp_path: Path) -> None:
     assert (tmp_path / "a-thing-over-size.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_parts_make_a_whole(tmp_path: Path) -> None:
+    whole = json.loads(report.stored()[0].read_text())
+    parts = []
+    for i, cut in enumerate((slice(0, 5), slice(5, None))):
+        part = {**whole, "benchmarks": whole["benchmarks"][cut]}
+        part["device"] = {**whole["device"], "absent": {f"{i}: x": "why"}, "troubles": [f"trouble {i}"]}
+        parts.append(tmp_path / f"{i}.json")
+        parts[-1].write_text(json.dumps(part))
+    merged = report.merge(parts)
+    assert merged["benchmarks"] == whole["benchmarks"]
+    assert merged["device"]["absent"] == {"0: x": "why", "1: x": "why"}
+    assert merged["device"]["troubles"] == ["trouble 0", "trouble 1"]
+    other = {**whole, "commit_info": {**whole["commit_info"], "id": "another"}}
+    parts[1].write_text(json.dumps(other))
+    with pytest.raises(SystemExit, match="one device and commit"):
+        report.merge(parts)
+
+
 def test_a_file_that_is_no_run_is_named(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text("{}")
     with pytest.raises(SystemExit, match=r"want a file of .*x\.json"):
