@@ -240,7 +240,6 @@ def cases() -> Iterator[Any]:
 
 @in_forms(*FORMS)
 @pytest.mark.parametrize(("game", "num_envs", "threads"), list(cases()))
-@pytest.mark.filterwarnings("ignore")  # the peers' own
 def bench_collect(
     show: Show, measured: dict[str, Rounds], quick: bool, game: str, num_envs: int, threads: int, form: str
 ) -> None:

@@ -5,7 +5,8 @@ Cases are `<phase>-<form>`. Phases: act, append, model, imagine, agent and whole
     reference   on a GPU eager PyTorch on the kernels' definitions; on a CPU in float32
     kernels     eager, Triton's kernels (GPU)
     captured    four CUDA graphs: --compile (GPU)
-    compiled    what training runs on a CPU: bf16 in channels_last where the processor has it
+    compiled    on a GPU the definitions, the passes of the updates through torch.compile; on a CPU what training runs:
+                bf16 in channels_last where the processor has it
     released    the authors' code, in bf16 as released; released_fp32 without its autocast (CPU)
 
 All forms take their steps in turn within a round. On a GPU the phases are timed between waits for the device, and
@@ -36,7 +37,7 @@ from storm_fast.kernels import backend
 from storm_fast.kernels.cost import Cost
 from storm_fast.precision import Precision, choose
 
-OURS = ("reference", "kernels", "captured") if IS_GPU else ("reference", "compiled")
+OURS = ("reference", "compiled", "kernels", "captured") if IS_GPU else ("reference", "compiled")
 FORMS = (*OURS, "released") if IS_GPU else (*OURS, "released", "released_fp32")
 PHASES = ("act", "append", "model", "imagine", "agent")
 FREE_STEPS = 20  # steps of a round of `whole` on a GPU
@@ -47,10 +48,22 @@ AGREEMENT = 0.02
 
 def config_of(form: str) -> Config:
     """The configuration of a form of ours."""
-    kernels: backend.Backend = "triton" if IS_GPU and form != "reference" else "reference"
+    kernels: backend.Backend = "triton" if form in ("kernels", "captured") else "reference"
     storm = preset("storm")
     loop = replace(storm.loop, capacity=2000)
-    return replace(storm, kernels=kernels, compile=form in ("captured", "compiled"), loop=loop)
+    captures = form == "captured" or (form == "compiled" and not IS_GPU)
+    return replace(storm, kernels=kernels, compile=captures, loop=loop)
+
+
+def ours_in(form: str, config: Config) -> Ours:
+    """Ours in one form."""
+    ours = Ours(config, precision_of(form))
+    if form == "compiled" and IS_GPU:
+        model, agent = ours.t.world_model, ours.t.agent
+        for module in (model.encoder, model.decoder, model.transformer, model.reward_head, model.end_head, agent):
+            for part in [module] if module is not agent else agent.children():
+                part.compile(dynamic=False)
+    return ours
 
 
 def precision_of(form: str) -> Precision:
@@ -64,7 +77,7 @@ def losses(form: str) -> dict[str, float]:
     config = config_of(form)
     model = replace(config.model, batch=2, length=16)
     imagine = replace(config.imagine, imagine_batch=32, horizon=4)
-    ours = Ours(replace(config, model=model, imagine=imagine), precision_of(form))
+    ours = ours_in(form, replace(config, model=model, imagine=imagine))
     with backend.using(ours.backend):
         for phase in ("model", "imagine", "agent"):
             ours.calls[phase]()
@@ -113,7 +126,7 @@ class _Step:
             dtype = torch.float32 if form == "released_fp32" else torch.bfloat16
             made: Any = Released(precision_of(form).device, ACTIONS, dtype)
         else:
-            made = Ours(config_of(form), precision_of(form))
+            made = ours_in(form, config_of(form))
         self._round(form, made, keep=False)
         self.found["whole"].beside[form]["peak_mb"] = footprint.added_mb(before_mb)
         return made

@@ -15,7 +15,6 @@ import gc
 import math
 import os
 import time
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -147,8 +146,7 @@ def _prepared(name: str, call: Form) -> Form:
         call = torch.compile(call, dynamic=False)
 
     def run(*inputs: Any) -> Any:
-        with backend.using(chosen), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the compiler's own
+        with backend.using(chosen):
             return call(*inputs)
 
     return run
