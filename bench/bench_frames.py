@@ -39,7 +39,7 @@ def bench_gather(compare: Compare, form: str) -> None:
     def subject() -> Subject:
         size = pixels(1).numel() * N
         return Subject(
-            inputs=lambda: (pixels(M), torch.randint(M, (N,), device=DEVICE)),
+            inputs=lambda: (pixels(M), torch.randperm(M, device=DEVICE)[:N]),
             forms=operation_forms(lambda x, i: frames.gather(x, i, None, DTYPE, torch.channels_last)),
             cost=Cost(flops=size, bytes=3 * size + 8 * N),
         )

@@ -11,19 +11,21 @@ Cases are `<phase>-<form>`. Phases: act, append, model, imagine, agent and whole
 
 All forms take their steps in turn within a round. On a GPU the phases are timed between waits for the device, and
 `whole` is a run of steps without any. The roof of a phase is the arithmetic of its products, forward and backward, at
-the rate that large products reach here. Before anything is timed, each form of ours makes one small step from the same
-weights and draws, whose losses are to be the reference's; of the released code the golden tests hold the equality.
+the rate that large products reach here. Before anything is timed, each form of ours makes two small steps from the same
+weights and draws, whose losses and gradients are to be the reference's; of the released code the golden tests hold the
+equality.
 """
 
 import time
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench import footprint, machine
@@ -40,10 +42,12 @@ from storm_fast.precision import Precision, choose
 OURS = ("reference", "compiled", "kernels", "captured") if IS_GPU else ("reference", "compiled")
 FORMS = (*OURS, "released") if IS_GPU else (*OURS, "released", "released_fp32")
 PHASES = ("act", "append", "model", "imagine", "agent")
-FREE_STEPS = 20  # steps of a round of `whole` on a GPU
+FREE_STEPS = 10  # steps of a round of `whole` on a GPU
 COMPARED = ("model/total", "model/reward", "model/kl", "agent/value", "agent/entropy")
 AGREEMENT = 0.02
-"""largest relative difference of these: bf16 against float32 moves some of the latents that are drawn"""
+"""largest relative difference of these losses"""
+WORST, MEDIAN, TOGETHER = 0.8, 0.25, 0.15
+"""of the gradients of a parameter, of half of them, and of all together; one that is missing is off by 1"""
 
 
 def config_of(form: str) -> Config:
@@ -71,25 +75,61 @@ def precision_of(form: str) -> Precision:
     return choose("auto", "fp32" if form == "reference" and not IS_GPU else "auto")
 
 
+class SmallSteps(NamedTuple):
+    """What two small steps from the same weights and draws leave, without dropout."""
+
+    first: dict[str, Tensor]
+    """Adam's first moments after one step: the gradients, in proportion"""
+    second: dict[str, Tensor]
+    losses: dict[str, float]
+
+
 @cache
-def losses(form: str) -> dict[str, float]:
-    """Of one small step."""
+def small_steps(form: str) -> SmallSteps:
+    """Of a form of ours; under capture the second step is a replay."""
     config = config_of(form)
-    model = replace(config.model, batch=2, length=16)
+    model = replace(config.model, batch=4, length=16, dropout=0.0)
     imagine = replace(config.imagine, imagine_batch=32, horizon=4)
     ours = ours_in(form, replace(config, model=model, imagine=imagine))
+    moments = []
     with backend.using(ours.backend):
-        for phase in ("model", "imagine", "agent"):
-            ours.calls[phase]()
-    return ours.t.means.pop()
+        for _ in range(2):
+            for phase in ("model", "imagine", "agent"):
+                ours.calls[phase]()
+            moments.append(
+                {
+                    f"{kind}.{name}": optimizer.adam.state[parameter]["exp_avg"].clone()
+                    for kind, module, optimizer in (
+                        ("world_model", ours.t.world_model, ours.t.model_optimizer),
+                        ("agent", ours.t.agent, ours.t.agent_optimizer),
+                    )
+                    for name, parameter in module.named_parameters()
+                    if parameter in optimizer.adam.state
+                }
+            )
+    return SmallSteps(moments[0], moments[1], ours.t.means.pop())
 
 
 def fault(form: str) -> str | None:
-    """What of a form's losses differs from the reference's; None where nothing does."""
-    want, got = losses("reference"), losses(form)
+    """What of a form's small steps differs from the reference's; None where nothing does.
+
+    In bf16 some latents and actions are drawn otherwise than in float32, and the gradients of so small a batch are as
+    noisy as that: by half for the worst parameter, by 9 % for the median one, by 4 % for all together.
+    """
+    want, got = small_steps("reference"), small_steps(form)
     for name in COMPARED:
-        if not abs(got[name] - want[name]) <= AGREEMENT * abs(want[name]):
-            return f"{name} is {got[name]:.5g}, not {want[name]:.5g}"
+        if not abs(got.losses[name] - want.losses[name]) <= AGREEMENT * abs(want.losses[name]):
+            return f"{name} is {got.losses[name]:.5g}, not {want.losses[name]:.5g}"
+    off = {name: float((got.first[name] - x).norm() / x.norm().clamp_min(1e-30)) for name, x in want.first.items()}
+    worst = max(off, key=lambda name: (off[name] != off[name], off[name]))  # a NaN first
+    if not off[worst] <= WORST:
+        return f"the gradient of {worst} is off by {off[worst]:.2g} of its norm"
+    if not float(np.median(list(off.values()))) <= MEDIAN:
+        return f"the gradients of half of the parameters are off by {np.median(list(off.values())):.2g} and more"
+    whole = sum(float(x.norm()) ** 2 for x in want.second.values()) ** 0.5
+    error = sum(float((got.second[name] - x).norm()) ** 2 for name, x in want.second.items()) ** 0.5 / whole
+    if not error <= TOGETHER:
+        return f"the gradients of the second step are off by {error:.2g}"
     return None
 
 
@@ -102,15 +142,24 @@ class _Step:
             absent |= {form: why for form in FORMS if form.startswith("released")}
         if quick:
             absent |= {form: "left out by --quick" for form in FORMS if form != OURS[-1]}
-        wrong = {form: what for form in OURS if form not in absent and (what := fault(form)) is not None}
+        wrong: dict[str, str] = {}
         self.found = {
             phase: Rounds(OURS[-1], absent=absent, wrong=wrong, beside={form: {} for form in FORMS})
             for phase in (*PHASES, "whole")
         }
-        forms = {form: self._started(form) for form in FORMS if form not in absent | wrong}
-        if OURS[-1] in forms:
-            self._count(forms[OURS[-1]])
-        rounds = (5 if quick else 20) if IS_GPU else (1 if quick else 2)
+        forms: dict[str, Any] = {}
+        for form in (form for form in FORMS if form not in absent):
+            try:  # a form that fails is reported as such, and the others go on
+                what = fault(form) if form in OURS else None
+                if what is None:
+                    forms[form] = self._started(form)
+                else:
+                    wrong[form] = what
+            except Exception as error:
+                wrong[form] = f"raised {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        small_steps.cache_clear()
+        self._count(forms)
+        rounds = (5 if quick else 10) if IS_GPU else (1 if quick else 2)
         random = np.random.default_rng(0)
         for _ in range(rounds):
             for form in random.permutation(sorted(forms)).tolist():
@@ -131,14 +180,17 @@ class _Step:
         self.found["whole"].beside[form]["peak_mb"] = footprint.added_mb(before_mb)
         return made
 
-    def _count(self, ours: Ours) -> None:
-        """The operations of the products and convolutions of each phase."""
+    def _count(self, forms: dict[str, Any]) -> None:
+        """The operations of the products and convolutions of each phase, of definitions that run eagerly."""
+        eager = "reference" if IS_GPU else OURS[-1]
+        ours = forms.get(eager) or ours_in("reference", config_of("reference"))
         flops = {}
         with backend.using("reference"):
             for phase in PHASES:
                 with FlopCounterMode(display=False) as counter:
                     ours.calls[phase]()
                 flops[phase] = counter.get_total_flops()
+        assert flops["model"] > 0
         for phase, found in self.found.items():
             found.cost = Cost(flops.get(phase, sum(flops.values())), 0)
 
@@ -155,8 +207,9 @@ class _Step:
         if IS_GPU:
             beside = self.found["whole"].beside[form]
             beside["phases_apart_ms"] = 1e3 * took["whole"]
-            start_s, start_j = time.perf_counter(), machine.joules()
+            start_j, start_s = machine.joules(), time.perf_counter()
             self._run(made, PHASES * FREE_STEPS)
+            machine.sample()  # while the device works
             wait()
             took["whole"] = (time.perf_counter() - start_s) / FREE_STEPS
             beside["joules"] = (machine.joules() - start_j) / FREE_STEPS
@@ -177,7 +230,8 @@ class _Step:
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
             self._run(made, PHASES)
             wait()
-        busy_s = sum(event.self_device_time_total for event in profile.key_averages()) / 1e6
+        kernels = [e for e in profile.key_averages() if e.device_type == torch.autograd.DeviceType.CUDA]
+        busy_s = sum(event.self_device_time_total for event in kernels if not event.is_user_annotation) / 1e6
         return 1 - busy_s / quartiles(self.found["whole"].seconds[form])[1] if busy_s else float("nan")
 
 

@@ -56,7 +56,9 @@ def pytest_configure(config: pytest.Config) -> None:
     option = config.option
     if option.benchmark_json:  # which is written at the very end, when minutes have been spent
         Path(option.benchmark_json).parent.mkdir(parents=True, exist_ok=True)
-    if option.benchmark_compare is True and guard.stored_path().exists():
+    if option.benchmark_compare is True:
+        if not guard.stored_path().exists():
+            raise pytest.UsageError(f"want a stored run of this device, {guard.stored_path()}; there is none")
         option.benchmark_compare = str(guard.stored_path())
     if not (option.benchmark_compare or option.benchmark_columns or option.benchmark_verbose):
         option.benchmark_quiet = True
@@ -68,7 +70,7 @@ def pytest_configure(config: pytest.Config) -> None:
 _START = pytest.StashKey[dict[str, Any]]()
 _CEILINGS = pytest.StashKey[Ceilings]()
 _WRONG = pytest.StashKey[dict[str, str]]()
-_GUARD = pytest.StashKey[tuple[list[str], int]]()
+_GUARD = pytest.StashKey[guard.Verdict]()
 _ABSENT = pytest.StashKey[dict[str, str]]()
 
 
@@ -133,10 +135,12 @@ def case_info(form: str, found: Rounds, ceilings: Ceilings) -> dict[str, Any]:
     info: dict[str, Any] = {"form": form, "ours": form == found.ours} | found.beside.get(form, {})
     if found.ours in found.seconds and form != found.ours:
         q1, q2, q3 = quartiles(found.over_ours(form))
-        info["over_ours"] = {"q1": q1, "median": q2, "q3": q3}
+        info["over_ours"] = {"q1": q1, "median": q2, "q3": q3, "rounds": len(found.seconds[form])}
     if found.cost is not None and any(found.cost):
         cost = found.cost
-        roof_s = max(cost.flops / ceilings.bf16_flops_per_s, cost.bytes / ceilings.bytes_per_s)
+        # A CPU without bf16 in hardware multiplies faster in float32.
+        flops_per_s = max(ceilings.bf16_flops_per_s, ceilings.full_flops_per_s)
+        roof_s = max(cost.flops / flops_per_s, cost.bytes / ceilings.bytes_per_s)
         info |= {"flops": cost.flops, "bytes": cost.bytes, "share_of_roof": roof_s / median_s}
     if found.unit:
         info |= {"unit": found.unit, "per_s": found.count / median_s}
@@ -168,7 +172,8 @@ def pytest_benchmark_update_json(config: pytest.Config, benchmarks: list[Any], o
         "ceilings": config.stash[_CEILINGS]._asdict() if _CEILINGS in config.stash else {},
         "start": start,
         "end": end,
-        "troubles": machine.troubles(start, end),
+        "at_work": machine.samples(),
+        "troubles": machine.troubles(start, end, machine.samples()),
         "absent": config.stash.get(_ABSENT, {}),
         "wrong": config.stash.get(_WRONG, {}),
         "quick": bool(config.getoption("--quick")),
@@ -188,8 +193,9 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     }
     now = {b.fullname: b.extra_info for b in getattr(benchmarks, "benchmarks", [])}
     if stored:
-        session.config.stash[_GUARD] = guard.regressions(stored, now), guard.compared(stored, now)
-        if session.config.stash[_GUARD][0] and session.exitstatus == 0:
+        verdict = guard.judge(stored, now)
+        session.config.stash[_GUARD] = verdict
+        if verdict.worse and session.exitstatus == 0:
             session.exitstatus = 1
 
 
@@ -198,7 +204,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     config = terminalreporter.config
     session = getattr(config, "_benchmarksession", None)
     cases = [
-        table.Case(b.group, b.stats.median, b.stats.iqr, b.extra_info)
+        table.Case(b.group, b.stats.median, b.stats.iqr, b.stats.rounds, b.extra_info)
         for b in getattr(session, "benchmarks", [])
         if b and b.stats.rounds and "form" in b.extra_info
     ]
@@ -213,9 +219,10 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     for line in table.absences(absent):
         terminalreporter.write_line(line)
     if _GUARD in config.stash:
-        worse, count = config.stash[_GUARD]
-        for line in worse:
+        verdict = config.stash[_GUARD]
+        for line in verdict.worse:
             terminalreporter.write_line(f"SLOWER: {line}", red=True)
-        terminalreporter.write_line(f"{count} ratios compared with the stored run: {len(worse)} worse")
-    for trouble in machine.troubles(config.stash[_START], machine.state()):
+        counts = f"{len(verdict.worse)} worse; {len(verdict.missing)} of the stored run not measured now"
+        terminalreporter.write_line(f"{verdict.compared} ratios compared with the stored run: {counts}")
+    for trouble in machine.troubles(config.stash[_START], machine.state(), machine.samples()):
         terminalreporter.write_line(f"NOT TO BE TRUSTED: {trouble}", red=True)

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # All that needs a GPU, in one go: tests, benchmarks and a short training, on a machine that may have no network.
 #
-#   bench/gpu_check.sh [FOLDER]      results go to FOLDER, bench/results/<utc> by default
+#   bench/gpu_check.sh [FOLDER]      results go to FOLDER, runs/gpu-check-<utc> by default
 #   PYTHON=...                       a Python that has storm_fast's dependencies (python3)
 #   WHEELS=DIR ALE_SOURCE_DIR=DIR    where they are missing: wheels to install without network, and ALE's sources
 #   STORM_RELEASED=DIR               a checkout of the released code, to be timed beside ours
@@ -10,7 +10,7 @@
 # Not yet run on a GPU.
 set -uo pipefail
 cd "$(dirname "$0")/.."
-out=${1:-bench/results/$(date -u +%Y%m%d-%H%M%S)}
+out=${1:-runs/gpu-check-$(date -u +%Y%m%d-%H%M%S)}
 python=${PYTHON:-python3}
 mkdir -p "$out"
 failed=0
@@ -29,7 +29,7 @@ nvidia-smi >"$out/nvidia-smi.txt" 2>&1 || { echo "want a machine with an NVIDIA 
 if [ -n "${WHEELS:-}" ]; then
   # Editable, so that what runs from this folder finds the compiled collector.
   part build-tools "$python" -m pip install --no-index --find-links "$WHEELS" scikit-build-core nanobind
-  part install "$python" -m pip install --no-index --find-links "$WHEELS" --no-build-isolation --editable ".[test]"
+  part install "$python" -m pip install --no-index --find-links "$WHEELS" --no-build-isolation --editable ".[test,bench]"
 fi
 part tests "$python" -m pytest  # on a GPU nothing marked `gpu` is skipped
 for name in step scaling collect; do

@@ -31,6 +31,8 @@ from storm_fast.kernels.cost import Cost
 LEAST_S = 200e-6
 """A round runs a form at least about this long: an event or a clock resolves 1 us."""
 MOST_SETS = 32
+SLOW_S = 10e-3
+"""Calls from here on do not feel that their code is cold"""
 
 Form = Callable[..., Any]
 Turn = Callable[[], float]
@@ -48,8 +50,12 @@ class Subject:
     cost: Cost
     tolerance: float = 1e-2
     """largest |result - reference| / |reference|, in 2-norms: results are rounded to bf16 once or twice"""
+    row_tolerance: float = 0.1
+    """the same of a single row, over the norm of a typical one; a row alone hardly moves the whole"""
     compared: Mapping[str, Form] | None = None
     """what to compare in the place of forms that draw at random"""
+    absent: Mapping[str, str] = field(default_factory=dict)
+    """forms that the operation does not have here, and why"""
 
 
 @dataclass
@@ -88,25 +94,41 @@ def measure(subject: Subject, rounds: int, skipped: Mapping[str, str]) -> Rounds
         skipped: forms that cannot or are not to run here, and why.
     """
     found = Rounds("triton" if IS_GPU else "reference", cost=subject.cost)
-    turns: dict[str, Turn] = {}
-    compared = subject.compared or subject.forms
-    truth = None
-    for name in ("reference", *(name for name in subject.forms if name != "reference")):
-        if name in skipped:
-            found.absent[name] = skipped[name]
-            continue
+    names = ["reference", *(name for name in subject.forms if name != "reference")]
+    found.absent = {name: skipped[name] for name in names if name in skipped} | dict(subject.absent)
+    calls = {name: _prepared(name, call) for name, call in subject.forms.items() if name not in found.absent}
+    compared = {name: _prepared(name, call) for name, call in (subject.compared or {}).items()}
+
+    def attempt(name: str, step: Callable[[], Any]) -> Any:
+        """What a step of a form gives; a form that fails is reported as such, and the others go on."""
         try:
-            if truth is None:
-                inputs = subject.inputs()
-                truth = _results(_prepared("reference", compared["reference"]), inputs)
-            fault = difference(truth, _results(_prepared(name, compared[name]), inputs), subject.tolerance)
-            if fault is None:
-                turns[name] = _turn(_prepared(name, subject.forms[name]), subject.inputs)
-        except Exception as error:  # a form that fails is reported as such, and the others go on
-            fault = f"raised {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            return step()
+        except Exception as error:
+            found.wrong[name] = f"raised {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+
+    inputs = subject.inputs()
+    truth = attempt("reference", lambda: _results(compared.get("reference", calls["reference"]), inputs))
+    for name in (name for name in names if name in calls and name not in found.wrong):
+        if truth is None:
+            found.wrong[name] = "there is no definition to hold it to"
+            continue
+        result = attempt(name, lambda name=name: _results(compared.get(name, calls[name]), inputs))
+        fault = None if result is None else difference(truth, result, subject.tolerance, subject.row_tolerance)
         if fault is not None:
             found.wrong[name] = fault
-    found.seconds = interleave(turns, rounds)
+    right = {name: call for name, call in calls.items() if name not in found.wrong}
+    # All forms get the same sets, as many as the fastest needs: a cold first call then weighs the same in each.
+    spare = subject.inputs()
+    once_s = {name: attempt(name, lambda call=call: _once_s(call, spare)) for name, call in right.items()}
+    fastest_s = min((s for s in once_s.values() if s), default=LEAST_S)
+    sets = [subject.inputs() for _ in range(min(MOST_SETS, math.ceil(LEAST_S / fastest_s)))]
+    warms = [spare] if fastest_s < SLOW_S else []
+    turns = {
+        name: attempt(name, lambda call=call: _turn(call, sets, warms))
+        for name, call in right.items()
+        if name not in found.wrong
+    }
+    found.seconds = interleave({name: turn for name, turn in turns.items() if turn is not None}, rounds)
     return found
 
 
@@ -127,15 +149,20 @@ def interleave(turns: Mapping[str, Turn], rounds: int, warmup: int = 2) -> dict[
     return seconds
 
 
-def difference(truth: list[Tensor], result: list[Tensor], tolerance: float) -> str | None:
-    """What is wrong with a result; None where nothing is. A NaN is wrong always."""
+def difference(truth: list[Tensor], result: list[Tensor], tolerance: float, row_tolerance: float) -> str | None:
+    """What is wrong with a result, in whole or in a row of its first axis; None where nothing is. A NaN is wrong."""
     if [x.shape for x in truth] != [x.shape for x in result]:
         return f"shapes {[tuple(x.shape) for x in result]}, not {[tuple(x.shape) for x in truth]}"
     for i, (want, got) in enumerate(zip(truth, result, strict=True)):
-        exact, other = want.double(), got.double()
-        error = float((other - exact).norm() / exact.norm().clamp_min(1e-30))
+        exact, off = want.double(), got.double() - want.double()
+        error = float(off.norm() / exact.norm().clamp_min(1e-30))
         if not error <= tolerance:
             return f"result {i} is off by {error:.2g} of its norm; {tolerance:.2g} is allowed"
+        if want.ndim > 1 and want.numel():
+            typical = exact.norm() / len(exact) ** 0.5
+            worst = float(off.flatten(1).norm(dim=1).max() / typical.clamp_min(1e-30))
+            if not worst <= row_tolerance:
+                return f"a row of result {i} is off by {worst:.2g} of a row's norm; {row_tolerance:.2g} is allowed"
     return None
 
 
@@ -153,8 +180,21 @@ def _prepared(name: str, call: Form) -> Form:
 
 
 def _results(call: Form, inputs: tuple[Any, ...]) -> list[Tensor]:
-    """What a call computes from its own copy of the inputs."""
-    out = call(*(_copy(x) for x in inputs))
+    """What a call computes from its own copy of the inputs; on a GPU, as it is timed: by the replay of a graph."""
+    own = tuple(_copy(x) for x in inputs)
+    out = call(*own)
+    if IS_GPU:
+
+        def restore() -> None:  # what a call writes in place
+            with torch.no_grad():
+                for mine, x in zip(own, inputs, strict=True):
+                    if isinstance(x, Tensor):
+                        mine.copy_(x)
+
+        graph, (out,) = _captured(call, [own])
+        restore()
+        graph.replay()
+        wait()
     results = [out] if isinstance(out, Tensor) else list(out)
     return [x.detach().clone() for x in results]
 
@@ -163,38 +203,8 @@ def _copy(x: Any) -> Any:
     return x.detach().clone().requires_grad_(x.requires_grad) if isinstance(x, Tensor) else x
 
 
-def _turn(call: Form, inputs: Callable[[], tuple[Any, ...]]) -> Turn:
-    """A turn of the form: flush the cache, call it on each set of inputs, divide."""
-    first = inputs()
-    for _ in range(3):  # compiles, and fills workspaces
-        call(*first)
-    wait()
-    start_s = time.perf_counter()
-    call(*first)
-    wait()
-    once_s = time.perf_counter() - start_s
-    sets = [first, *(inputs() for _ in range(min(MOST_SETS, math.ceil(LEAST_S / once_s)) - 1))]
-    return _replayed(call, sets) if IS_GPU else _called(call, sets)
-
-
-def _called(call: Form, sets: list[tuple[Any, ...]]) -> Turn:
-    def turn() -> float:
-        _elsewhere().zero_()
-        start_s = time.perf_counter()
-        for inputs in sets:
-            call(*inputs)
-        return (time.perf_counter() - start_s) / len(sets)
-
-    return turn
-
-
-@cache
-def _elsewhere() -> Tensor:
-    """Twice what the last cache holds."""
-    return torch.empty(2 * cache_bytes(), dtype=torch.uint8, device=DEVICE)
-
-
-def _replayed(call: Form, sets: list[tuple[Any, ...]]) -> Turn:
+def _captured(call: Form, sets: list[tuple[Any, ...]]) -> tuple[torch.cuda.CUDAGraph, list[Any]]:
+    """A graph of the call on each set, and what it will have computed."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -203,12 +213,46 @@ def _replayed(call: Form, sets: list[tuple[Any, ...]]) -> Turn:
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
+        out = [call(*inputs) for inputs in sets]
+    return graph, out
+
+
+def _once_s(call: Form, inputs: tuple[Any, ...]) -> float:
+    """Seconds of one call, once it is compiled and its workspaces are filled."""
+    for _ in range(3):
+        call(*inputs)
+    wait()
+    turn = _turn(call, [inputs], [])
+    return min(turn() for _ in range(3))
+
+
+def _turn(call: Form, sets: list[tuple[Any, ...]], warms: list[tuple[Any, ...]]) -> Turn:
+    """Flush the cache, call it on `warms` for its code to be there, then timed on each set; seconds of one call."""
+    return _replayed(call, sets, warms) if IS_GPU else _called(call, sets, warms)
+
+
+def _called(call: Form, sets: list[tuple[Any, ...]], warms: list[tuple[Any, ...]]) -> Turn:
+    def turn() -> float:
+        _elsewhere().zero_()
+        for inputs in warms:
+            call(*inputs)
+        start_s = time.perf_counter()
         for inputs in sets:
             call(*inputs)
+        return (time.perf_counter() - start_s) / len(sets)
+
+    return turn
+
+
+def _replayed(call: Form, sets: list[tuple[Any, ...]], warms: list[tuple[Any, ...]]) -> Turn:
+    graph, _ = _captured(call, sets)
+    warming = _captured(call, warms)[0] if warms else None
     started, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
 
     def turn() -> float:
         _elsewhere().zero_()
+        if warming is not None:
+            warming.replay()
         started.record()
         graph.replay()
         ended.record()
@@ -216,6 +260,12 @@ def _replayed(call: Form, sets: list[tuple[Any, ...]]) -> Turn:
         return started.elapsed_time(ended) / 1e3 / len(sets)
 
     return turn
+
+
+@cache
+def _elsewhere() -> Tensor:
+    """Twice what the last cache holds."""
+    return torch.empty(2 * cache_bytes(), dtype=torch.uint8, device=DEVICE)
 
 
 def wait() -> None:

@@ -4,6 +4,8 @@ import os
 import platform
 import re
 import time
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +42,8 @@ def describe() -> dict[str, Any]:
     versions |= {"threads": torch.get_num_threads(), "cpu": _processor()}
     versions |= {"cores": len(os.sched_getaffinity(0)), "instructions": torch.backends.cpu.get_cpu_capability()}
     if IS_GPU:
-        versions |= {"cuda": torch.version.cuda, "driver": _nvml().nvmlSystemGetDriverVersion()}
+        driver = _told(_nvml(), lambda: _nvml().nvmlSystemGetDriverVersion())
+        versions |= {"cuda": torch.version.cuda, "driver": driver}
     return {"device": device_name()} | versions
 
 
@@ -50,18 +53,41 @@ def state() -> dict[str, Any]:
 
 
 def gpu_state(nvml: Any) -> dict[str, Any]:
-    """The chosen GPU by NVML."""
-    gpu = _handle(nvml)
-    reasons = nvml.nvmlDeviceGetCurrentClocksEventReasons(gpu)
+    """The chosen GPU by NVML; None for what its driver does not tell."""
+    gpu = _told(nvml, lambda: _handle(nvml))
+    reasons = _told(nvml, lambda: nvml.nvmlDeviceGetCurrentClocksEventReasons(gpu)) or 0
+    power_mw = _told(nvml, lambda: nvml.nvmlDeviceGetPowerUsage(gpu))
+    processes = _told(nvml, lambda: nvml.nvmlDeviceGetComputeRunningProcesses(gpu))
     return {
-        "sm_mhz": nvml.nvmlDeviceGetClockInfo(gpu, nvml.NVML_CLOCK_SM),
-        "sm_mhz_most": nvml.nvmlDeviceGetMaxClockInfo(gpu, nvml.NVML_CLOCK_SM),
-        "memory_mhz": nvml.nvmlDeviceGetClockInfo(gpu, nvml.NVML_CLOCK_MEM),
-        "power_w": nvml.nvmlDeviceGetPowerUsage(gpu) / 1e3,
-        "temperature_c": nvml.nvmlDeviceGetTemperature(gpu, nvml.NVML_TEMPERATURE_GPU),
+        "sm_mhz": _told(nvml, lambda: nvml.nvmlDeviceGetClockInfo(gpu, nvml.NVML_CLOCK_SM)),
+        "sm_mhz_most": _told(nvml, lambda: nvml.nvmlDeviceGetMaxClockInfo(gpu, nvml.NVML_CLOCK_SM)),
+        "memory_mhz": _told(nvml, lambda: nvml.nvmlDeviceGetClockInfo(gpu, nvml.NVML_CLOCK_MEM)),
+        "power_w": None if power_mw is None else power_mw / 1e3,
+        "temperature_c": _told(nvml, lambda: nvml.nvmlDeviceGetTemperature(gpu, nvml.NVML_TEMPERATURE_GPU)),
         "throttled_by": [name for bit, name in _THROTTLE.items() if reasons & bit],
-        "processes": len(nvml.nvmlDeviceGetComputeRunningProcesses(gpu)),
+        "processes": None if processes is None else len(processes),
     }
+
+
+def _told(nvml: Any, read: Callable[[], Any]) -> Any:
+    try:
+        return read()
+    except nvml.NVMLError:
+        return None
+
+
+_SAMPLES: list[dict[str, Any]] = []
+
+
+def sample() -> None:
+    """Note the state of a GPU that is at work: idle, it is never throttled."""
+    if IS_GPU:
+        _SAMPLES.append(state())
+
+
+def samples() -> list[dict[str, Any]]:
+    """What was noted so far."""
+    return list(_SAMPLES)
 
 
 def cpu_state() -> dict[str, Any]:
@@ -77,15 +103,17 @@ def cpu_state() -> dict[str, Any]:
     return now
 
 
-def troubles(start: dict[str, Any], end: dict[str, Any]) -> list[str]:
+def troubles(start: dict[str, Any], end: dict[str, Any], at_work: list[dict[str, Any]]) -> list[str]:
     """What speaks against figures taken between two states; empty where nothing does."""
     found = []
     if "sm_mhz" in start:
-        for when, at in (("start", start), ("end", end)):
-            if at["throttled_by"]:
-                found.append(f"throttled at the {when}: {', '.join(at['throttled_by'])}")
-            if at["processes"] > 1:
-                found.append(f"shared at the {when}: {at['processes']} processes on the device")
+        states = [start, *at_work, end]
+        reasons = sorted({reason for at in states for reason in at["throttled_by"]})
+        if reasons:
+            clock = min((at["sm_mhz"] for at in at_work if at["sm_mhz"]), default=None)
+            found.append(f"throttled: {', '.join(reasons)}; lowest clock at work {clock or '?'} MHz")
+        if max(at["processes"] or 0 for at in states) > 1:
+            found.append("shared: another process on the device")
     elif "busy_s" in start:
         cores_s = (end["at_s"] - start["at_s"]) * len(os.sched_getaffinity(0))
         others = (end["busy_s"] - start["busy_s"] - (end["own_s"] - start["own_s"])) / cores_s
@@ -106,6 +134,7 @@ def joules() -> float:
         return float("nan")
 
 
+@cache
 def _nvml() -> Any:
     import pynvml  # here, since machines without a GPU have no driver library to load
 
@@ -113,6 +142,7 @@ def _nvml() -> Any:
     return pynvml
 
 
+@cache
 def _handle(nvml: Any) -> Any:
     return nvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties().uuid}")
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bench.guard import RESULTS
-from bench.table import Case, absences, by_operation, ceilings, duration, further
+from bench.table import Case, absences, by_operation, ceilings, duration, further, spread
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 
@@ -50,7 +50,8 @@ def load(path: Path) -> Run:
     try:
         saved = json.loads(path.read_text())
         cases = [
-            Case(b["group"], b["stats"]["median"], b["stats"]["iqr"], b["extra_info"]) for b in saved["benchmarks"]
+            Case(b["group"], b["stats"]["median"], b["stats"]["iqr"], b["stats"]["rounds"], b["extra_info"])
+            for b in saved["benchmarks"]
         ]
         commit = saved["commit_info"]
         name = commit["id"][:7] + (" with changes" if commit["dirty"] else "")
@@ -76,7 +77,7 @@ def merge(parts: list[Path]) -> dict[str, Any]:
     whole["benchmarks"] = [case for part in saved for case in part["benchmarks"]]
     devices = [part["device"] for part in saved]
     whole["device"] |= {name: {k: v for d in devices for k, v in d[name].items()} for name in ("absent", "wrong")}
-    whole["device"]["troubles"] = [trouble for d in devices for trouble in d["troubles"]]
+    whole["device"] |= {name: [x for d in devices for x in d[name]] for name in ("troubles", "at_work")}
     whole["device"] |= {"end": devices[-1]["end"], "quick": any(d["quick"] for d in devices)}
     return whole
 
@@ -95,14 +96,16 @@ def markdown(run: Run, plots: Mapping[str, str]) -> str:
     if run.device["quick"]:
         parts.append("With `--quick`: few rounds and sizes.")
     parts += [f"**Not to be trusted: {trouble}.**" for trouble in run.device["troubles"]]
-    parts += [line[0].upper() + line[1:] + "." for line in ceilings(run.device["ceilings"])]
-    parts += [
-        f"Device at the {when}: {_state(run.device[when])}." for when in ("start", "end") if _state(run.device[when])
-    ]
+    if run.device["ceilings"]:
+        parts += [line[0].upper() + line[1:] + "." for line in ceilings(run.device["ceilings"])]
+    states = {f"at the {when}": run.device[when] for when in ("start", "end")}
+    if run.device["at_work"]:
+        states["at work, last"] = run.device["at_work"][-1]
+    parts += [f"Device {when}: {_state(state)}." for when, state in states.items() if _state(state)]
     parts.append(
-        'Medians and interquartile ranges of rounds in which all forms take turns. "/ ours" is what a form took over '
-        'what ours took, the median of each round\'s own ratio. "Of roof" is the share of what copying and large '
-        "products reach here."
+        "Medians and interquartile ranges of rounds in which all forms take turns; of fewer than five rounds their "
+        'number. "/ ours" is what a form took over what ours took, the median of each round\'s own ratio. "Of roof" is '
+        "the share of what copying and the fastest large products reach here. As work grows one form is measured alone."
     )
     parts += ["## A training step", *_table(_of(run, "step: ")), "## Environment steps", *_table(_of(run, "collect "))]
     rest = [c for c in run.cases if not c.operation.startswith(("step: ", "collect ", "scaling: "))]
@@ -123,7 +126,7 @@ def _state(state: Mapping[str, Any]) -> str:
         return ""
     slowed = ", ".join(state["throttled_by"]) or "nothing"
     clocks = f"{state['sm_mhz']} of {state['sm_mhz_most']} MHz, memory {state['memory_mhz']} MHz"
-    return f"{clocks}, {state['power_w']:.0f} W, {state['temperature_c']} °C, slowed by {slowed}"
+    return f"{clocks}, {state['power_w']} W, {state['temperature_c']} °C, slowed by {slowed}"
 
 
 def _table(cases: Iterable[Case]) -> Iterator[str]:
@@ -132,11 +135,16 @@ def _table(cases: Iterable[Case]) -> Iterator[str]:
     for operation, forms in by_operation(cases).items():
         for case in sorted(forms, key=lambda c: c.median_s):
             info = case.info
-            ratio = f"{info['over_ours']['median']:.2f}" if "over_ours" in info else "ours" if info["ours"] else ""
+            ratio = "ours" if info["ours"] else _over_ours(case)
             roof = f"{info['share_of_roof']:.1%}" if "share_of_roof" in info else ""
-            times = f"{duration(case.median_s)} | {duration(case.iqr_s)}"
+            times = f"{duration(case.median_s)} | {spread(case)}"
             rows.append(f"| {operation} | {info['form']} | {times} | {ratio} | {roof} | {_rate(case)} |")
     yield "\n".join(rows) if len(rows) > 2 else "Not measured."
+
+
+def _over_ours(case: Case | None) -> str:
+    """Empty where it was not measured, or ours was not."""
+    return f"{case.info['over_ours']['median']:.2f}" if case and "over_ours" in case.info else ""
 
 
 def _rate(case: Case) -> str:
@@ -218,7 +226,7 @@ def plot(run: Run, folder: Path) -> dict[str, str]:
 
 def readme_tables(runs: Iterable[Run]) -> dict[str, str]:
     """What README.md states, by the name in its marks."""
-    found = {"step": [], "collector": [], "operations": [], "scaling": []}  # type: dict[str, list[str]]
+    found: dict[str, list[str]] = {name: [] for name in ("step", "collector", "operations", "scaling")}
     for run in runs:
         found["step"].append(heading(run) + ":\n\n" + _step_summary(run))
         found["collector"].append(heading(run) + ":\n\n" + _collector_summary(run))
@@ -226,7 +234,8 @@ def readme_tables(runs: Iterable[Run]) -> dict[str, str]:
             rest = [c for c in run.cases if not c.operation.startswith(("step: ", "collect ", "scaling: "))]
             found["operations"].append(heading(run) + ":\n\n" + "\n".join(_table(rest)))
         found["scaling"].append(heading(run) + ":\n\n" + _scaling_summary(run))
-    return {name: "\n\n".join(tables) or "Not yet run on a GPU." for name, tables in found.items()}
+    found["operations"] = found["operations"] or ["Not yet run on a GPU."]
+    return {name: "\n\n".join(tables) or "Not measured." for name, tables in found.items()}
 
 
 def _scaling_summary(run: Run) -> str:
@@ -249,7 +258,7 @@ def _step_summary(run: Run) -> str:
         mine = by_form.get(ours)
         roof = f"{mine.info['share_of_roof']:.0%}" if mine and "share_of_roof" in mine.info else ""
         cells = [f"{1e3 * mine.median_s:,.2f} ms" if mine else "absent", roof]
-        cells += [f"{by_form[o].info['over_ours']['median']:.2f}" if o in by_form else "absent" for o in others]
+        cells += [_over_ours(by_form.get(other)) or "absent" for other in others]
         rows.append(f"| {operation.removeprefix('step: ')} | {' | '.join(cells)} |")
     return "\n".join(rows)
 
@@ -263,7 +272,7 @@ def _collector_summary(run: Run) -> str:
         by_form = {c.info["form"]: c for c in forms}
         mine = by_form.get("ours")
         cells = [f"{mine.info['per_s']:,.0f}" if mine else "absent"]
-        cells += [f"{by_form[o].info['over_ours']['median']:.2f}" if o in by_form else "" for o in others]
+        cells += [_over_ours(by_form.get(other)) for other in others]
         rows.append(f"| {operation.removeprefix('collect ')} | {' | '.join(cells)} |")
     return "\n".join(rows)
 

@@ -10,6 +10,7 @@ class Case(NamedTuple):
     operation: str
     median_s: float
     iqr_s: float
+    rounds: int
     info: Mapping[str, Any]
 
 
@@ -34,7 +35,7 @@ def by_operation(cases: Iterable[Case]) -> dict[str, list[Case]]:
 
 def _cells(case: Case) -> Iterator[str]:
     info, s = case.info, case.median_s
-    yield f"{duration(s):>12s}{duration(case.iqr_s):>11s}"
+    yield f"{duration(s):>12s}{spread(case):>11s}"
     yield f"{info['over_ours']['median']:7.2f}x" if "over_ours" in info else f"{'ours' if info['ours'] else '':>8s}"
     if "share_of_roof" in info:
         gb_per_s = f"{info['bytes'] / s / 1e9:9.2f}" if info["bytes"] else f"{'':9s}"
@@ -43,6 +44,11 @@ def _cells(case: Case) -> Iterator[str]:
         yield f"  {info['per_s']:,.0f} {info['unit']}/s"
     for text in further(info):
         yield f"  {text}"
+
+
+def spread(case: Case) -> str:
+    """The interquartile range, of rounds that are enough for one."""
+    return duration(case.iqr_s) if case.rounds >= 5 else f"of {case.rounds}"
 
 
 def further(info: Mapping[str, Any]) -> Iterator[str]:

@@ -6,15 +6,17 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from bench import guard, machine, report, table
+from bench import bench_scaling, bench_step, footprint, guard, machine, report, table
 from bench.harness import Rounds, Subject, difference, interleave, measure, operation_forms
 from storm_fast.collect import extension
 from storm_fast.kernels.cost import Cost
@@ -126,7 +128,7 @@ def test_a_planted_slowdown_fails_the_comparison_and_an_equal_run_does_not(plant
     arguments = (planted, "-k", "reference or peer", f"--benchmark-compare={saved}")
     same = benchmarks(*arguments)
     assert same.returncode == 0, same.stdout
-    assert "1 ratios compared with the stored run: 0 worse" in same.stdout
+    assert "1 ratios compared with the stored run: 0 worse; 0 of" in same.stdout
     slower = benchmarks(*arguments, PLANTED_SLEEP="0.05")
     assert slower.returncode == 1, slower.stdout
     assert "SLOWER: " in slower.stdout
@@ -189,16 +191,23 @@ def test_skipped_forms_are_absent_with_their_reason() -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1.02])
 def test_difference_finds(value: float) -> None:
     truth = torch.ones(10)
-    assert difference([truth], [truth * 1.005], 1e-2) is None
+    assert difference([truth], [truth * 1.005], 1e-2, 0.1) is None
     result = torch.full((10,), value) if value == 1.02 else truth.clone()
     result[3] = value
-    assert difference([truth], [result], 1e-2) is not None
+    assert difference([truth], [result], 1e-2, 0.1) is not None
+
+
+def test_difference_finds_a_single_wrong_row() -> None:
+    truth = torch.randn(10_000, 8)
+    result = truth.clone()
+    result[77] = 0
+    assert "a row of result 0" in str(difference([truth], [result], 2e-2, 0.1))
 
 
 def test_difference_finds_another_shape_and_another_number_of_results() -> None:
     x = torch.ones(2, 3)
-    assert "shapes" in str(difference([x], [x.T], 1.0))
-    assert "shapes" in str(difference([x], [x, x], 1.0))
+    assert "shapes" in str(difference([x], [x.T], 1.0, 1.0))
+    assert "shapes" in str(difference([x], [x, x], 1.0, 1.0))
 
 
 def test_rounds_correspond_and_their_order_changes() -> None:
@@ -223,23 +232,26 @@ def test_ratios_are_of_each_round() -> None:
     assert found.over_ours("peer") == [2.0, 3.0, 1.0]
 
 
-def ratio(q3: float, median: float) -> dict[str, Any]:
-    return {"over_ours": {"q1": median, "median": median, "q3": q3}}
+def ratio(q3: float, median: float, rounds: int = 9) -> dict[str, Any]:
+    return {"over_ours": {"q1": median, "median": median, "q3": q3, "rounds": rounds}}
 
 
 def test_the_guard_holds_ratios_beyond_their_spread() -> None:
-    stored = {"a": ratio(2.1, 2.0), "b": ratio(2.1, 2.0), "c": {}, "gone": ratio(1, 1)}
+    stored = {name: ratio(2.1, 2.0) for name in "abde"} | {"c": {}, "gone": ratio(1, 1)}
     now = {"a": ratio(1.75, 1.5), "b": ratio(1.65, 1.5), "c": ratio(1, 1), "new": ratio(1, 1)}
-    assert guard.compared(stored, now) == 2
-    worse = guard.regressions(stored, now)
-    assert len(worse) == 1
-    assert worse[0].startswith("b: takes 1.50 times as long as ours; 2.00 times")
+    now |= {"d": ratio(1.5, 1.45, rounds=2), "e": ratio(1.35, 1.3, rounds=2)}
+    verdict = guard.judge(stored, now)
+    assert verdict.compared == 4
+    assert verdict.missing == ["gone"]
+    assert [line.split(":")[0] for line in verdict.worse] == ["b", "e"]
+    assert "takes 1.50 times as long as ours; 2.00 times" in verdict.worse[0]
 
 
 class FakeNvml:
     """An NVML of one GPU, slowed by heat and by its power limit."""
 
     NVML_CLOCK_SM, NVML_CLOCK_MEM, NVML_TEMPERATURE_GPU = 1, 2, 0
+    NVMLError = RuntimeError
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         answers = {
@@ -248,10 +260,15 @@ class FakeNvml:
             "nvmlDeviceGetClockInfo": 1200,
             "nvmlDeviceGetMaxClockInfo": 1980,
             "nvmlDeviceGetPowerUsage": 700_000,
-            "nvmlDeviceGetTemperature": 88,
             "nvmlDeviceGetComputeRunningProcesses": [1, 2],
         }
-        return lambda *_: answers[name]
+
+        def answer(*_: Any) -> Any:
+            if name not in answers:
+                raise RuntimeError("not supported")
+            return answers[name]
+
+        return answer
 
 
 def test_a_throttled_and_shared_gpu_is_called_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,11 +276,13 @@ def test_a_throttled_and_shared_gpu_is_called_so(monkeypatch: pytest.MonkeyPatch
     state = machine.gpu_state(FakeNvml())
     assert state["throttled_by"] == ["power cap", "hardware thermal slowdown"]
     assert state["power_w"] == 700
+    assert state["temperature_c"] is None  # what the driver does not tell
     calm = state | {"throttled_by": [], "processes": 1}
-    assert machine.troubles(calm, calm) == []
-    assert machine.troubles(calm, state) == [
-        "throttled at the end: power cap, hardware thermal slowdown",
-        "shared at the end: 2 processes on the device",
+    assert machine.troubles(calm, calm, [calm]) == []
+    # Idle at start and end, as a device is then.
+    assert machine.troubles(calm, calm, [calm, state]) == [
+        "throttled: hardware thermal slowdown, power cap; lowest clock at work 1200 MHz",
+        "shared: another process on the device",
     ]
 
 
@@ -271,9 +290,9 @@ def test_a_shared_cpu_is_called_so() -> None:
     cores = len(os.sched_getaffinity(0))
     start = {"at_s": 0.0, "own_s": 0.0, "busy_s": 0.0, "stolen_s": 0.0}
     alone = {"at_s": 10.0, "own_s": 10.0, "busy_s": 10.2, "stolen_s": 0.0}
-    assert machine.troubles(start, alone) == []
+    assert machine.troubles(start, alone, []) == []
     crowded = alone | {"busy_s": 10.0 + 5.0 * cores, "stolen_s": 2.0 * cores}
-    assert machine.troubles(start, crowded) == [
+    assert machine.troubles(start, crowded, []) == [
         "shared: other programs took 50% of the cores",
         "shared: other machines took 20% of the cores",
     ]
@@ -321,14 +340,59 @@ def test_a_missing_mark_is_an_error() -> None:
         report.put("nothing", {"step": "table"})
 
 
+def test_the_ladder_ends_where_its_next_rung_would_take_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_scaling, "LONGEST_S", 0.05)
+    shown: dict[str, Rounds] = {}
+    reached: dict[str, bench_scaling.Rung] = {}
+    for size in (1, 2, 4):
+        ladder = bench_scaling.Ladder(lambda name, _, found: shown.update({name: found}), reached, quick=True)
+        ladder.climb("a thing", "size", size, lambda size=size: lambda: time.sleep(0.02 * size))
+    assert [bool(found.absent) for found in shown.values()] == [False, False, True]
+    assert shown["scaling: a thing over size: 2"].seconds["ours"][0] >= 0.04
+
+
+def test_the_footprint_is_what_is_added_at_the_peak() -> None:
+    before = footprint.before_mb()
+    ballast = np.ones(64 * 2**20, np.uint8)
+    added = footprint.added_mb(before)
+    assert ballast[0] == 1
+    assert 60 < added < 90
+
+
+@pytest.mark.parametrize("name", ["model", "agent"])
+def test_gradients_that_are_missing_make_a_step_wrong(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    want = {f"{kind}.weight": torch.randn(5) for kind in ("model", "agent")}
+    losses = dict.fromkeys(bench_step.COMPARED, 1.0)
+    got = want | {f"{name}.weight": torch.zeros(5)}
+    steps = {"reference": (want, want), "same": (want, want), "first": (got, want), "second": (want, got)}
+    monkeypatch.setattr(bench_step, "small_steps", lambda form: bench_step.SmallSteps(*steps[form], losses))
+    assert bench_step.fault("same") is None
+    assert f"the gradient of {name}.weight is off by 1 of its norm" == bench_step.fault("first")
+    assert "second step" in str(bench_step.fault("second"))
+
+
 def test_pictures_are_drawn(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     info = {"form": "ours", "ours": True, "ladder": "scaling: a thing over size", "peak_mb": 3.0}
-    cases = [table.Case("scaling: a thing over size: 1", 1e-3 * n, 0.0, info | {"size": n}) for n in (1, 2, 4)]
+    cases = [table.Case("scaling: a thing over size: 1", 1e-3 * n, 0.0, 2, info | {"size": n}) for n in (1, 2, 4)]
     run = report.Run({"device": "a device"}, {}, "abc", "today", cases)
     pictures = report.plot(run, tmp_path)
     assert pictures == report.picture_names(run) == {"a thing over size": "a-thing-over-size.png"}
     assert (tmp_path / "a-thing-over-size.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_report_without_ours_leaves_its_ratios_out() -> None:
+    info = {"form": "peer", "ours": False, "unit": "steps", "per_s": 3.0}
+    cases = [table.Case(name, 1.0, 0.0, 9, info) for name in ("collect Pong", "step: act")]
+    empty = {"quick": False, "troubles": [], "ceilings": {}, "start": {}, "end": {}, "at_work": []}
+    machine_info = {"device": "a CPU", "instructions": "AVX2", "threads": 2, "torch": "2.13"}
+    run = report.Run(
+        machine_info, {**empty, "absent": {}, "wrong": {"collect Pong: ours": "why"}}, "abc", "today", cases
+    )
+    assert "| collect Pong | peer | 1.00 s |" in report.markdown(run, {})
+    tables = report.readme_tables([run])
+    assert "| Pong | absent |" in tables["collector"]
+    assert tables["operations"] == "Not yet run on a GPU."
 
 
 def test_parts_make_a_whole(tmp_path: Path) -> None:
