@@ -120,8 +120,9 @@ FAULTS = {
         "attention", "p_TS = tl.where(kept_TS, p_TS / (1.0 - dropout), 0.0)", "p_TS = tl.where(kept_TS, p_TS, 0.0)"
     ),
     "attention: the same dropout in every head": Fault(
-        "attention", "((bh * T + t_T)[:, None] * T", "((t_T)[:, None] * T"
+        "attention", "((bh * T + t_T)[:, None] * ((T", "(t_T[:, None] * ((T"
     ),
+    "attention: rows share the dropout of their ends": Fault("attention", "((T + 3) // 4)", "(T // 4)"),
     "attention: dropout keeps what it should drop": Fault("attention", ">= dropout", "< dropout"),
     "attention: heads of q interleaved wrongly": Fault(
         "attention",

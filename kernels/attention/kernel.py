@@ -18,11 +18,15 @@ def _dot(a, b):
 
 
 @triton.jit
-def _is_kept(seed, bh, t_T, s_S, T, dropout):
-    """Which attention weights [T, S] survive dropout: a pure function of the seed and the weight's place."""
-    # int32 holds B H T T up to 2^31; beyond, places repeat and weights far apart share a draw.
-    place_TS = ((bh * T + t_T)[:, None] * T + s_S[None, :]).to(tl.int32)
-    return tl.rand(seed, place_TS) >= dropout
+def _is_kept(seed, bh, t_T, start, T, dropout, BLOCK_S: tl.constexpr):
+    """Which attention weights [T, S], keys from `start`, survive dropout: a pure function of seed and place."""
+    # Philox draws four words at once, for four neighbouring keys: a quarter of the registers that one a key would take.
+    # int32 holds B H T T up to 2^33; beyond, places repeat and weights far apart share a draw.
+    four_S = start // 4 + tl.arange(0, BLOCK_S // 4)
+    place_TS = ((bh * T + t_T)[:, None] * ((T + 3) // 4) + four_S[None, :]).to(tl.int32)
+    u0_TS, u1_TS, u2_TS, u3_TS = tl.rand4x(seed, place_TS)
+    u_TS22 = tl.join(tl.join(u0_TS, u2_TS), tl.join(u1_TS, u3_TS))
+    return tl.reshape(u_TS22, (t_T.shape[0], BLOCK_S)) >= dropout
 
 
 @triton.jit
@@ -82,7 +86,7 @@ def _attend_fwd(
         tl.store(lse_ptr + bh.to(tl.int64) * T + t, max_T + tl.log(sum_T), mask=t < T)
     p_TS = p_TS / sum_T[:, None]
     if DROPOUT:
-        kept_TS = _is_kept(tl.load(seed_ptr), bh, t, s, T, dropout)
+        kept_TS = _is_kept(tl.load(seed_ptr), bh, t, 0, T, dropout, BLOCK_S)
         p_TS = tl.where(kept_TS, p_TS / (1.0 - dropout), 0.0)
     out_TK = _dot(p_TS.to(v_SK.dtype), v_SK)
     out_ptr += b * T * H * K + h * K
@@ -90,13 +94,14 @@ def _attend_fwd(
 
 
 @triton.jit
-def _pair(q_TK, k_SK, v_SK, grad_TK, lse_T, delta_T, seed, bh, t, s, T, scale, dropout, DROPOUT: tl.constexpr):
+def _pair(q_TK, k_SK, v_SK, grad_TK, lse_T, delta_T, seed, bh, t, start, T, scale, dropout, DROPOUT: tl.constexpr):
     """Of a block of queries and one of keys: the weights that met v, and the gradient of the scaled scores."""
-    p_TS = tl.exp(_weights(q_TK, k_SK, t, s, T, scale) - lse_T[:, None])
+    BLOCK_S: tl.constexpr = k_SK.shape[0]
+    p_TS = tl.exp(_weights(q_TK, k_SK, t, start + tl.arange(0, BLOCK_S), T, scale) - lse_T[:, None])
     dp_TS = _dot(grad_TK, tl.trans(v_SK))
     met_TS = p_TS
     if DROPOUT:
-        kept_TS = _is_kept(seed, bh, t, s, T, dropout)
+        kept_TS = _is_kept(seed, bh, t, start, T, dropout, BLOCK_S)
         met_TS = tl.where(kept_TS, p_TS / (1.0 - dropout), 0.0)
         dp_TS = tl.where(kept_TS, dp_TS / (1.0 - dropout), 0.0)
     return met_TS.to(q_TK.dtype), (p_TS * (dp_TS - delta_T[:, None]) * scale).to(q_TK.dtype)
@@ -157,7 +162,7 @@ def _attend_bwd(
             # +inf gives queries beyond the sequence no weight.
             lse_T = tl.load(lse_ptr + t, mask=t < T, other=float("inf"))
             met_TS, ds_TS = _pair(
-                q_TK, k_TK, v_TK, grad_TK, lse_T, delta_T, seed, bh, t, my_t, T, scale, dropout, DROPOUT
+                q_TK, k_TK, v_TK, grad_TK, lse_T, delta_T, seed, bh, t, my_start, T, scale, dropout, DROPOUT
             )
             dv_TK += _dot(tl.trans(met_TS), grad_TK)
             dk_TK += _dot(tl.trans(ds_TS), q_TK)
@@ -172,11 +177,10 @@ def _attend_bwd(
         lse_T = tl.load(lse_ptr + my_t, mask=my_t < T, other=float("inf"))
         for j in range(BLOCKS):
             if j <= mine:  # my queries meet earlier keys
-                s = j * BLOCK_T + row
                 k_SK = _load_block(head_ptr + H * K, j * BLOCK_T, IN, T, K, BLOCK_T, BLOCK_K)
                 v_SK = _load_block(head_ptr + 2 * H * K, j * BLOCK_T, IN, T, K, BLOCK_T, BLOCK_K)
                 _, ds_TS = _pair(
-                    q_TK, k_SK, v_SK, grad_TK, lse_T, delta_T, seed, bh, my_t, s, T, scale, dropout, DROPOUT
+                    q_TK, k_SK, v_SK, grad_TK, lse_T, delta_T, seed, bh, my_t, j * BLOCK_T, T, scale, dropout, DROPOUT
                 )
                 dq_TK += _dot(ds_TS, k_SK)
 
@@ -191,7 +195,7 @@ def _attend_bwd(
 def _mask_fwd(seed_ptr, out_ptr, T, dropout, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr):
     bh = tl.program_id(0)
     t, s = tl.program_id(1) * BLOCK_T + tl.arange(0, BLOCK_T), tl.arange(0, BLOCK_S)
-    kept_TS = _is_kept(tl.load(seed_ptr), bh, t, s, T, dropout)
+    kept_TS = _is_kept(tl.load(seed_ptr), bh, t, 0, T, dropout, BLOCK_S)
     out_ptr += bh.to(tl.int64) * T * T
     tl.store(out_ptr + t[:, None] * T + s[None, :], kept_TS, mask=(t < T)[:, None] & (s < T)[None, :])
 

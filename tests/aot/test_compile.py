@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+import triton
 from torch import Tensor
 
 from storm_fast.kernels.attention import kernel as attention
@@ -40,7 +41,7 @@ BUDGETS = {
     "_kl_bwd": Budget(72),
     "_attend_fwd": Budget(255, 99, dots=True),
     "_attend_bwd": Budget(255, 99, dots=True),
-    "_mask_fwd": Budget(136),
+    "_mask_fwd": Budget(56),
     "_step_fwd": Budget(184),
     "_loss_fwd": Budget(48),
     "_loss_bwd": Budget(48),
@@ -61,6 +62,12 @@ NARROW = {
     ("rollout-bf16", "_attend_fwd", 90): Budget(48, 2, dots=True),
     ("rollout-bf16", "_step_fwd", 90): Budget(136),
 }
+
+# Triton 3.6, the oldest that we support, gives the prefill twice the shared memory of 3.9.
+NARROW_36 = NARROW | {("rollout-bf16", "_attend_fwd", 90): Budget(48, 4, dots=True)}
+
+# The one case that 3.6 spills, and how often: float32, twice the model's longest and twice its widest, on sm_80.
+SPILLS_36 = {("attention-fp32-longest-widest", "_attend_bwd", 80): 7}
 
 
 def zeros(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
@@ -178,12 +185,15 @@ def recorded(case: str) -> list[Launch]:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("case", CASES)
 def test_compiles_within_its_budget(case: str, architecture: int) -> None:
+    is_36 = triton.__version__.startswith("3.6.")
+    narrow, spilling = (NARROW_36, SPILLS_36) if is_36 else (NARROW, {})
     for launch in recorded(case):
         compiled = compile_launch(launch, architecture)
-        budget = NARROW.get((case, launch.name, architecture), BUDGETS[launch.name])
+        key = case, launch.name, architecture
+        budget, spills = narrow.get(key, BUDGETS[launch.name]), spilling.get(key, 0)
         told = f"{launch.name} for sm_{architecture}: {compiled}"
-        assert compiled.stack_bytes == 0, told
-        assert compiled.spills == 0, told
+        assert compiled.stack_bytes <= 4 * spills, told
+        assert compiled.spills <= spills, told
         assert compiled.registers <= budget.registers, told
         assert compiled.shared_bytes <= 1024 * min(budget.shared_kib, SHARED_KIB[architecture]), told
         if budget.dots:

@@ -187,6 +187,12 @@ def test_dropout_drops_its_share_independently_and_by_the_seed_alone(dropout: fl
         assert abs((a == b).double().mean().item() - agree) < agree_deviation * scale
 
 
+@pytest.mark.parametrize("T", [5, 18])
+def test_no_two_weights_of_a_head_share_a_draw(T: int) -> None:
+    kept_BHTT = kernel.mask_fwd(seed_tensor(1), 32, 2, T, 0.5)
+    assert kept_BHTT.flatten(2).flatten(0, 1).unique(dim=1).shape[1] == T * T  # 64 bits differ unless the draw is one
+
+
 @settings(max_examples=12)
 @given(
     t=st.sampled_from([1, 8, 17, 65]),
