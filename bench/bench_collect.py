@@ -183,7 +183,7 @@ def fault(game: str) -> str | None:
     return None
 
 
-def absent(game: str, N: int, threads: int) -> dict[str, str]:
+def absent(N: int, threads: int) -> dict[str, str]:
     """What cannot be measured, and why."""
     why = {}
     if extension() is None:
@@ -192,14 +192,14 @@ def absent(game: str, N: int, threads: int) -> dict[str, str]:
         why["envpool"] = "not installed"
     if threads != max(THREADS):
         why |= dict.fromkeys(SLOW, f"has no threads to set: measured beside {max(THREADS)}")
-    elif N == 64 and game != "Pong":
-        why |= dict.fromkeys(SLOW, "64 take half a minute to start: measured with Pong")
+    elif N == 64:
+        why |= dict.fromkeys(SLOW, "64 take half a minute to start")
     return why
 
 
 def collected(game: str, N: int, threads: int, rounds: int) -> Rounds:
     """All candidates, measured."""
-    found = Rounds("ours", absent=absent(game, N, threads), unit="environment steps", count=1.0)
+    found = Rounds("ours", absent=absent(N, threads), unit="environment steps", count=1.0)
     started = {name: start(game, N, threads) for name, start in PEERS.items() if name not in found.absent}
     if "ours" not in found.absent:
         wrong = fault(game)
@@ -245,5 +245,5 @@ def bench_collect(
 ) -> None:
     operation = f"collect {game}, games {num_envs}, threads {threads}"
     if operation not in measured:
-        measured[operation] = collected(game, num_envs, threads, rounds=5 if quick else 11)
+        measured[operation] = collected(game, num_envs, threads, rounds=5 if quick else 9)
     show(operation, form, measured[operation])

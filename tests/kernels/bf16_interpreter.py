@@ -1,7 +1,8 @@
 """bfloat16 in Triton's interpreter, which otherwise computes with its raw 16 bits and truncates when it stores.
 
 `install` replaces four places of the interpreter: conversions, dots, arithmetic, and reductions with scans. Each
-widens to float32, computes, and rounds to nearest even, as compiled kernels do.
+widens to float32, computes, and rounds to nearest even, as compiled kernels do. It also lets a number of the kernel be
+a loop's bound, which Triton 3.6 cannot do beside NumPy 2.4.
 """
 
 from typing import Any
@@ -88,3 +89,11 @@ def install() -> None:
         )
 
     reduce.apply = widening_apply
+
+    patch = interpreter._patch_lang_tensor
+
+    def patch_lang_tensor(tensor: Any, *rest: Any) -> None:
+        patch(tensor, *rest)
+        tensor.__index__ = lambda self: int(self.handle.data.squeeze())  # an array of one element
+
+    interpreter._patch_lang_tensor = patch_lang_tensor
