@@ -24,11 +24,14 @@ class Trajectory(NamedTuple):
 class Agent(nn.Module):
     """Actor, critic, the critic's slow copy, and the scale of its returns."""
 
-    def __init__(self, config: AgentConfig, features: int, num_actions: int, bins: int) -> None:
+    def __init__(
+        self, config: AgentConfig, features: int, num_actions: int, bins: int, latents: tuple[int, int] = (0, 0)
+    ) -> None:
+        """Args: the configuration, sizes of state, policy and value, and the one-hot groups the state begins with."""
         super().__init__()
         self.config = config
-        self.actor = mlp(features, config.agent_width, num_actions)
-        self.critic = mlp(features, config.agent_width, bins)
+        self.actor = mlp(features, config.agent_width, num_actions, latents)
+        self.critic = mlp(features, config.agent_width, bins, latents)
         self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.return_low: Tensor  # moving averages of the percentiles of the return (eq. 9)
         self.return_high: Tensor

@@ -43,7 +43,8 @@ def networks(config: Config, num_actions: int, precision: Precision) -> tuple[Wo
         "reconstruction": FRAME[0] * FRAME[1] * FRAME[2],
     }[config.agent.agent_state]
     world_model = WorldModel(c, num_actions)
-    agent = Agent(config.agent, features, num_actions, c.bins).to(precision.device)
+    latents = (c.latents, c.classes) if config.agent.agent_state.startswith("latent") else (0, 0)
+    agent = Agent(config.agent, features, num_actions, c.bins, latents).to(precision.device)
     precision.prepare(world_model)
     return world_model, agent
 

@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from storm_fast.kernels import norm
+from storm_fast.onehot import OneHotLinear
 
 
 def normalise(layer: nn.LayerNorm, x_ND: Tensor, residual_ND: Tensor | None = None, relu: bool = False) -> Tensor:
@@ -24,10 +25,17 @@ class Chain(nn.Sequential):
         return x_ND
 
 
-def mlp(inputs: int, width: int, outputs: int) -> Chain:
-    """[Linear without bias, LayerNorm, ReLU] twice, then Linear (STORM Table 9, "3 layers")."""
+def mlp(inputs: int, width: int, outputs: int, latents: tuple[int, int] = (0, 0)) -> Chain:
+    """[Linear without bias, LayerNorm, ReLU] twice, then Linear (STORM Table 9, "3 layers").
+
+    Args:
+        inputs: size of the input.
+        width: of both hidden layers.
+        outputs: size of the output.
+        latents: how many one-hot groups the input begins with, and of how many classes.
+    """
     return Chain(
-        nn.Linear(inputs, width, bias=False),
+        OneHotLinear(inputs, width, *latents) if latents[0] else nn.Linear(inputs, width, bias=False),
         nn.LayerNorm(width),
         nn.ReLU(),
         nn.Linear(width, width, bias=False),

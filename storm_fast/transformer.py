@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from storm_fast.config import ModelConfig
 from storm_fast.kernels import attention
 from storm_fast.mlp import Chain, normalise
+from storm_fast.onehot import OneHotLinear
 
 
 class KVCache(NamedTuple):
@@ -57,7 +58,7 @@ class Transformer(nn.Module):
         D, Z = config.width, config.latents * config.classes
         self.num_actions, self.max_positions = num_actions, config.max_positions
         self.mixer = Chain(
-            nn.Linear(Z + num_actions, D, bias=False),
+            OneHotLinear(Z + num_actions, D, config.latents, config.classes),
             nn.LayerNorm(D),
             nn.ReLU(),
             nn.Linear(D, D, bias=False),

@@ -23,10 +23,12 @@ def draw(logits_NC: Tensor, u_N: Tensor, unimix: float = 0.0) -> Tensor:
     Returns:
         class_N: int64 in [0, C).
     """
-    if u_N.shape != logits_NC.shape[:-1]:
-        raise ValueError(f"want logits [..., C] and u [...]; got {tuple(logits_NC.shape)}, {tuple(u_N.shape)}")
-    cumulative_NC = probabilities(logits_NC, unimix).cumsum(-1)
-    return (cumulative_NC[..., :-1] <= u_N[..., None]).sum(-1)
+    return _invert(probabilities(logits_NC, unimix), u_N)
+
+
+def _invert(p_NC: Tensor, u_N: Tensor) -> Tensor:
+    """The class at which the cumulative probability passes u."""
+    return (p_NC.cumsum(-1)[..., :-1] <= u_N[..., None]).sum(-1)
 
 
 def sample(logits_NC: Tensor, u_N: Tensor, unimix: float) -> Tensor:
@@ -41,8 +43,11 @@ def sample(logits_NC: Tensor, u_N: Tensor, unimix: float) -> Tensor:
         sample_NC: one-hot, dtype of ``logits_NC``; backward treats it as `probabilities` (straight-through).
     """
     p_NC = probabilities(logits_NC, unimix)
-    class_N = draw(logits_NC.detach(), u_N, unimix)
+    class_N = _invert(p_NC.detach(), u_N)
     onehot_NC = class_N[..., None] == torch.arange(logits_NC.shape[-1], device=class_N.device)
+    if not p_NC.requires_grad:
+        # Zero, or NaN where the row has one: a NaN must not become a valid sample.
+        return onehot_NC + (0 * p_NC[..., :1]).to(logits_NC.dtype)
     # Grouped so that the added term is exactly zero: the sample stays exactly one-hot.
     return (onehot_NC + (p_NC - p_NC.detach())).to(logits_NC.dtype)
 

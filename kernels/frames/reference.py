@@ -16,10 +16,11 @@ def normalise(obs_NYXP: Tensor, mean_YXP: Tensor | None, dtype: torch.dtype, lay
     Returns:
         image_NPYX.
     """
-    image_NYXP = obs_NYXP.float().div_(255)
+    # Without a mean in `dtype` throughout: 0 to 255 are exact there and a quotient is rounded once, to the same bits.
+    image_NYXP = obs_NYXP.to(dtype if mean_YXP is None else torch.float32).div_(255)
     if mean_YXP is not None:
-        image_NYXP -= mean_YXP
-    return image_NYXP.permute(0, 3, 1, 2).contiguous(memory_format=layout).to(dtype)
+        image_NYXP = image_NYXP.sub_(mean_YXP).to(dtype)
+    return image_NYXP.permute(0, 3, 1, 2).contiguous(memory_format=layout)
 
 
 def gather(

@@ -100,3 +100,10 @@ def test_what_does_not_fit_raises() -> None:
         frames.normalise(obs_NYXP, mean_YXP[:1], torch.float32, torch.channels_last)
     with pytest.raises(ValueError, match=r"want an int64 index \[N\]; got torch.int32"):
         frames.gather(obs_NYXP, index_N.int(), None, torch.float32, torch.channels_last)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_byte_is_its_quotient_in_float32_rounded_once(dtype: torch.dtype) -> None:
+    every_NYXP = torch.arange(256, dtype=torch.uint8).view(1, 256, 1, 1)
+    wanted_N = (torch.arange(256).float() / 255).to(dtype)
+    assert torch.equal(reference.normalise(every_NYXP, None, dtype, torch.channels_last).flatten(), wanted_N)
