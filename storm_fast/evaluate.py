@@ -8,7 +8,6 @@ import json
 import math
 import sys
 from dataclasses import dataclass, replace
-from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -26,6 +25,7 @@ from storm_fast.policy import Policy
 from storm_fast.precision import Precision, choose
 from storm_fast.probe import reward_probe
 from storm_fast.run import Run, say
+from storm_fast.scores import human_normalised, published
 
 PROBE_PROBABILITY = 0.9  # of the scripted action on the probe's rollout; demonstrations have 0.8
 
@@ -48,12 +48,6 @@ class Command:
     """auto, cpu, cuda or cuda:<i>"""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """of matrix products"""
-
-
-def published() -> dict[str, Any]:
-    """Scores of Atari 100k: random, human, and per seed those of STORM and its peers."""
-    scores: dict[str, Any] = json.loads((files("storm_fast") / "data/atari100k_published.json").read_text())
-    return scores
 
 
 def play(
@@ -106,16 +100,14 @@ def evaluate(run: Run, step: int, command: Command) -> dict[str, Any]:
     returns = play(collector, policy, quota, command.seed + 1_000_000, generator, precision)
     score = float(np.mean(returns))
     scores = published()
-    low, human = scores["random"].get(config.game), scores["human"].get(config.game)
-    normalised = None if low is None or human is None else (score - low) / (human - low)
     result = {
         "game": config.game,
         "step": step,
         "score": score,
         "returns_per_env": returns,
-        "random": low,
-        "human": human,
-        "human_normalised": normalised,
+        "random": scores["random"].get(config.game),
+        "human": scores["human"].get(config.game),
+        "human_normalised": human_normalised(config.game, score),
         "published_storm": scores["methods"]["STORM"].get(config.game),
         "seed": command.seed,
         "device": str(precision),

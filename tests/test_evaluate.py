@@ -15,10 +15,11 @@ from torch import Tensor
 
 from storm_fast import build
 from storm_fast.collect import Steps, action_count, games
-from storm_fast.evaluate import Command, evaluate, main, play, published
+from storm_fast.evaluate import Command, evaluate, main, play
 from storm_fast.precision import choose
 from storm_fast.probe import auc, reward_probe
 from storm_fast.run import Run
+from storm_fast.scores import published
 from tests.small import flip, small_config, tree, untrained_run
 
 FAST = ["--episodes", "2", "--num-envs", "2", "--device", "cpu", "--precision", "fp32"]

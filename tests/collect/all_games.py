@@ -10,8 +10,8 @@ import numpy as np
 
 from storm_fast.collect import Collector, GymCollector
 from storm_fast.config import EnvConfig
-from storm_fast.evaluate import published
 from storm_fast.run import say
+from storm_fast.scores import published
 from tests.collect.test_exact import assert_same, copy, random_actions
 
 STEPS = 1500

@@ -5,7 +5,7 @@ import pytest
 
 from storm_fast.collect import Collector, GymCollector, Steps, extension
 from storm_fast.config import EnvConfig
-from storm_fast.evaluate import published
+from storm_fast.scores import published
 
 
 def go_on(collector: GymCollector | Collector, actions_TN: np.ndarray) -> list[list[np.ndarray]]:
