@@ -76,6 +76,11 @@ class Run:
         """Steps of all complete checkpoints, ascending."""
         return sorted(int(p.name) for p in (self.path / "ckpt").iterdir() if p.name.isdigit())
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether there is a checkpoint of the run's last step."""
+        return max(self.checkpoints(), default=-1) >= self.config.steps
+
     def save_weights(self, step: int, tensors: dict[str, Tensor], state: dict[str, Any] | None = None) -> None:
         """Write checkpoint `step`: weights and, to resume from, the state; complete or not at all."""
         final = self.path / "ckpt" / str(step)

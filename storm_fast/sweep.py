@@ -1,0 +1,145 @@
+"""Train and evaluate several games and seeds: `python -m storm_fast.sweep --games Pong Boxing --seeds 1 2 3`.
+
+Each run is a process of its own with its own folder and log under --out. A sweep that is started again goes on with
+what is left: runs that have been evaluated are passed over, those that were stopped are resumed. At the end report.py
+puts all of them together in OUT/report.html. Further words go to the trainer: `... -- --preset paper --compile`.
+"""
+
+import queue
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from storm_fast import report
+from storm_fast.collect import check_game
+from storm_fast.errors import InputError
+from storm_fast.run import Run, say
+from storm_fast.scores import published
+
+_OURS = ("--game", "--seed", "--run-dir", "--resume", "--device")
+"""Words of the trainer that the sweep says itself."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """Train and evaluate several games and seeds."""
+
+    games: tuple[str, ...] = ()
+    """as in ALE/<game>-v5; none means the 26 of Atari 100k"""
+    seeds: tuple[int, ...] = (1, 2, 3, 4, 5)
+    """of each game"""
+    out: Path = Path("runs/sweep")
+    """the folder of all runs"""
+    devices: tuple[str, ...] = ("auto",)
+    """auto, cpu, cuda or cuda:<i>; runs go to whichever is free"""
+    at_once: int = 1
+    """runs side by side on each device"""
+    episodes: int = 20
+    """of each evaluation, in five environments"""
+    trainer: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """further words for the trainer, behind --"""
+
+
+def sweep(command: Command) -> list[str]:
+    """Run all; what went wrong, a line a run.
+
+    Raises:
+        InputError: for a game that ALE does not know, or words that are the sweep's own; before anything runs.
+        KeyboardInterrupt: on Ctrl-C, once the runs under way have written their checkpoints.
+    """
+    games = command.games or tuple(published()["human"])
+    for game in games:
+        check_game(game)
+    taken = [word for word in command.trainer if word.split("=")[0].replace("_", "-") in _OURS]
+    if taken:
+        raise InputError(f"want no {', '.join(_OURS)} among the trainer's words, which the sweep sets; got {taken}")
+    if command.at_once < 1 or not command.devices or not command.seeds or command.episodes % 5:
+        raise InputError(
+            "want --at-once of at least 1, a device, a seed, and --episodes that 5 divides; got "
+            f"{command.at_once}, {command.devices}, {command.seeds}, {command.episodes}"
+        )
+    command.out.mkdir(parents=True, exist_ok=True)
+    free: queue.SimpleQueue[str] = queue.SimpleQueue()
+    for device in command.devices * command.at_once:
+        free.put(device)
+    # Seeds before games: a sweep that is cut off has every game.
+    runs = [(game, seed) for seed in command.seeds for game in games]
+    with ThreadPoolExecutor(len(command.devices) * command.at_once) as pool:
+        under_way = [pool.submit(_run, command, game, seed, free) for game, seed in runs]
+        try:
+            wrong = []
+            for future in under_way:
+                try:
+                    line = future.result()
+                except CancelledError:
+                    continue
+                if line is not None:
+                    wrong.append(line)
+                    say(line)
+                    if line.endswith("(2)"):  # what the trainer cannot use, it cannot use in any run
+                        pool.shutdown(wait=False, cancel_futures=True)
+        except KeyboardInterrupt:
+            say("stopping: the runs under way write their checkpoints")
+            pool.shutdown(cancel_futures=True)
+            raise
+    return wrong
+
+
+def _run(command: Command, game: str, seed: int, free: "queue.SimpleQueue[str]") -> str | None:
+    """One run on a device of its own turn; what went wrong."""
+    path = command.out / f"{game}-s{seed}"
+    log = path.with_suffix(".log")
+    device = free.get()
+    try:
+        for words in _left(command, path, game, seed, device):
+            say(f"{path.name}: {' '.join(words)}")
+            with log.open("a") as out:
+                code = subprocess.call([sys.executable, "-m", *words], stdout=out, stderr=subprocess.STDOUT)
+            if code != 0:
+                return f"{path.name}: storm_fast stopped, see {log} ({code})"
+    finally:
+        free.put(device)
+    return None
+
+
+def _left(command: Command, path: Path, game: str, seed: int, device: str) -> Iterator[list[str]]:
+    """The commands that a run still needs, each asked for when the one before is done."""
+    trained = path.exists() and Run.open(path).is_finished
+    if not trained:
+        where = ["--resume", str(path)] if path.exists() else ["--run-dir", str(path)]
+        what = ["--game", game, "--seed", str(seed), "--device", device]
+        yield ["storm_fast.train", *where, *what, *command.trainer]
+    if not any((path / "eval").glob("*.json")):
+        episodes = ["--episodes", str(command.episodes), "--num-envs", "5"]
+        yield ["storm_fast.evaluate", str(path), "--device", device, *episodes]
+
+
+def main(argv: list[str]) -> int:
+    """Run the sweep and report on it; 0 when all is done, 1 when a run failed, 2 for input that cannot be used."""
+    command = tyro.cli(Command, args=argv)
+    try:
+        wrong = sweep(command)
+        done = [path.parent for path in sorted(command.out.glob("*/config.json"))]
+        if done:
+            report.main([*map(str, done), "--out", str(command.out / "report.html")])
+    except InputError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 1 if wrong else 0
+
+
+def cli() -> None:
+    """Entry point of the command."""
+    sys.exit(main(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    cli()
