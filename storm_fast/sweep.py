@@ -8,11 +8,12 @@ puts all of them together in OUT/report.html. Further words go to the trainer: `
 import queue
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import tyro
 
@@ -46,8 +47,16 @@ class Command:
     """further words for the trainer, behind --"""
 
 
-def sweep(command: Command) -> list[str]:
-    """Run all; what went wrong, a line a run.
+class Failure(NamedTuple):
+    """A run that did not end well."""
+
+    run: Path
+    log: Path
+    code: int
+
+
+def sweep(command: Command) -> list[Failure]:
+    """Run all; those that went wrong.
 
     Raises:
         InputError: for a game that ALE does not know, or words that are the sweep's own; before anything runs.
@@ -71,19 +80,16 @@ def sweep(command: Command) -> list[str]:
     # Seeds before games: a sweep that is cut off has every game.
     runs = [(game, seed) for seed in command.seeds for game in games]
     with ThreadPoolExecutor(len(command.devices) * command.at_once) as pool:
-        under_way = [pool.submit(_run, command, game, seed, free) for game, seed in runs]
+        refused = threading.Event()
+        under_way = [pool.submit(_run, command, game, seed, free, refused) for game, seed in runs]
         try:
-            wrong = []
+            wrong: list[Failure] = []
             for future in under_way:
-                try:
-                    line = future.result()
-                except CancelledError:
-                    continue
-                if line is not None:
-                    wrong.append(line)
-                    say(line)
-                    if line.endswith("(2)"):  # what the trainer cannot use, it cannot use in any run
-                        pool.shutdown(wait=False, cancel_futures=True)
+                failure = future.result()
+                if failure is not None:
+                    wrong.append(failure)
+                    say(f"{failure.run.name}: stopped with code {failure.code}; the end of {failure.log}:")
+                    say(failure.log.read_text()[-600:])
         except KeyboardInterrupt:
             say("stopping: the runs under way write their checkpoints")
             pool.shutdown(cancel_futures=True)
@@ -91,8 +97,12 @@ def sweep(command: Command) -> list[str]:
     return wrong
 
 
-def _run(command: Command, game: str, seed: int, free: "queue.SimpleQueue[str]") -> str | None:
-    """One run on a device of its own turn; what went wrong."""
+def _run(
+    command: Command, game: str, seed: int, free: "queue.SimpleQueue[str]", refused: threading.Event
+) -> Failure | None:
+    """One run, on a device that is free; what went wrong."""
+    if refused.is_set():
+        return None
     path = command.out / f"{game}-s{seed}"
     log = path.with_suffix(".log")
     device = free.get()
@@ -101,8 +111,10 @@ def _run(command: Command, game: str, seed: int, free: "queue.SimpleQueue[str]")
             say(f"{path.name}: {' '.join(words)}")
             with log.open("a") as out:
                 code = subprocess.call([sys.executable, "-m", *words], stdout=out, stderr=subprocess.STDOUT)
+            if code == 2:  # what the trainer cannot use, it cannot use in any run
+                refused.set()
             if code != 0:
-                return f"{path.name}: storm_fast stopped, see {log} ({code})"
+                return Failure(path, log, code)
     finally:
         free.put(device)
     return None

@@ -94,14 +94,14 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(
 ) -> None:
     processes.codes["Pong-s2"] = -9
     assert main(["--games", "Pong", "--seeds", "1", "2", "3", "--out", str(tmp_path)]) == 1
-    assert f"Pong-s2: storm_fast stopped, see {tmp_path / 'Pong-s2.log'} (-9)" in capsys.readouterr().out
+    assert f"Pong-s2: stopped with code -9; the end of {tmp_path / 'Pong-s2.log'}" in capsys.readouterr().out
     assert len(processes.of("evaluate")) == 2
 
 
 def test_words_that_the_trainer_refuses_end_the_sweep(processes: Processes, tmp_path: Path) -> None:
     processes.codes |= {f"Pong-s{seed}": 2 for seed in range(50)}
     assert main(["--games", "Pong", "--seeds", *map(str, range(50)), "--out", str(tmp_path)]) == 1
-    assert len(processes.words) < 50
+    assert len(processes.words) == 1
 
 
 @pytest.mark.parametrize(
