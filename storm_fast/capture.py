@@ -36,13 +36,18 @@ class HostReadError(RuntimeError):
 
 
 class _Calls(TorchFunctionMode):
-    """Refuses `_CALLS`."""
+    """Refuses `_CALLS`, on behalf of a watch."""
+
+    def __init__(self, watch: "Watch") -> None:
+        super().__init__()
+        self._watch = watch
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Make one call of torch's Python interface, or refuse it."""
         del types
         name = getattr(func, "__name__", "")
         if name in _CALLS:
+            self._watch.last = f"Tensor.{name}"
             raise HostReadError(f"want operations that never make the host wait; got Tensor.{name}")
         return func(*args, **(kwargs or {}))
 
@@ -55,7 +60,7 @@ class Watch(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch's own
-        self._calls = _Calls()
+        self._calls = _Calls(self)
         self.last = "nothing yet"
         self.shapes: list[tuple[str, tuple[int, ...]]] = []  # of all results, in order
 
@@ -122,6 +127,25 @@ def unchanged(state: Callable[[], list[Tensor]], generators: list[torch.Generato
         generator.set_state(saved)
 
 
+@contextmanager
+def naming(phase: str) -> Iterator[Watch]:
+    """Give what to make the calls of a phase under: an error in the block then names the phase and the operation.
+
+    Raises:
+        RuntimeError: for any of the block's, but for memory that is not enough.
+    """
+    watch = Watch()
+    try:
+        yield watch
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"want a phase that CUDA can record; `{phase}` is not, at {watch.last}: {error} "
+            f"(without --compile the step runs eagerly)"
+        ) from error
+
+
 @cache
 def _side_stream() -> torch.cuda.Stream:
     """The stream of all warm-ups and captures: one, since a stream brings workspaces of its own."""
@@ -158,8 +182,7 @@ class Captured:
     def _record(self) -> torch.cuda.CUDAGraph:
         side = _side_stream()
         side.wait_stream(torch.cuda.current_stream())
-        watch = Watch()
-        try:
+        with naming(self._name) as watch:
             with torch.cuda.stream(side), unchanged(self._state, self._generators):
                 with watch:
                     self._call()
@@ -169,14 +192,6 @@ class Captured:
             graph = torch.cuda.CUDAGraph()
             for generator in self._generators:
                 graph.register_generator_state(generator)
-            watch = Watch()
             with torch.cuda.graph(graph, stream=side), watch:
                 self._call()
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            raise RuntimeError(
-                f"want a phase that CUDA can record; `{self._name}` is not, at {watch.last}: {error} "
-                f"(without --compile the step runs eagerly)"
-            ) from error
         return graph

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from storm_fast import build, demo
-from storm_fast.capture import HostReadError, Watch, unchanged
+from storm_fast.capture import HostReadError, Watch, naming, unchanged
 from storm_fast.checkpoint import new_training
 from storm_fast.collect import Collector, GymCollector
 from storm_fast.config import Config
@@ -127,6 +127,25 @@ def test_what_makes_the_host_wait_is_refused_and_named(fault: Callable[[Any], ob
     with Watch() as watch:
         torch.relu(x)
     assert watch.last == "aten.relu.default"
+
+
+@pytest.mark.parametrize(
+    ("fault", "operation"),
+    [
+        (lambda x: x.item(), r"Tensor\.item"),
+        (lambda x: x.exp().sum().tolist(), r"Tensor\.tolist"),
+        (lambda x: x.exp().nonzero(), r"aten\.nonzero\.default"),
+        (lambda x: x.expand(2).dot(x.expand(3)), r"aten\.dot\.default"),
+    ],
+)
+def test_the_error_of_a_phase_names_the_phase_and_the_operation_that_cannot_be_recorded(
+    fault: Callable[[Tensor], object], operation: str
+) -> None:
+    phases = started(small_config())
+    phases._t.means.add = lambda _, metrics: fault(metrics["total"])  # type: ignore[method-assign,assignment]
+    wanted = rf"`model` is not, at {operation}: .+ \(without --compile the step runs eagerly\)"
+    with pytest.raises(RuntimeError, match=wanted), naming("model") as watch, watch:
+        phases.run_model()
 
 
 @pytest.mark.parametrize("steps_before", [0, 2])
@@ -283,5 +302,5 @@ def test_a_captured_step_draws_anew_never_waits_and_keeps_to_its_memory() -> Non
 def test_what_cannot_be_captured_is_an_error_that_names_the_operation() -> None:
     phases = started(on_gpu(compile=True))
     phases._t.means.add = lambda _, metrics: metrics["total"].item()  # type: ignore[method-assign]
-    with pytest.raises(RuntimeError, match=r"`model` is not, at aten\._local_scalar_dense"):
+    with pytest.raises(RuntimeError, match=r"`model` is not, at Tensor\.item"):
         phases.update_model()
