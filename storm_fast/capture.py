@@ -84,9 +84,17 @@ class Watch(TorchDispatchMode):
         if name in _READS or short in _READS or short in _CONSTANTS or _has_mask(short, args) or _crosses(args, kwargs):
             raise HostReadError(f"want operations that never make the host wait; got {func}")
         result = func(*args, **(kwargs or {}))
-        if isinstance(result, Tensor):
-            self.shapes.append((name, tuple(result.shape)))
+        self.shapes += [(name, tuple(tensor.shape)) for tensor in _tensors(result)]
         return result
+
+
+def _tensors(result: Any) -> Iterator[Tensor]:
+    """The tensors of a result, which may be one, or tuples and lists of them."""
+    if isinstance(result, Tensor):
+        yield result
+    elif isinstance(result, tuple | list):
+        for part in result:
+            yield from _tensors(part)
 
 
 def _has_mask(short: str, args: Any) -> bool:

@@ -129,6 +129,24 @@ def test_what_makes_the_host_wait_is_refused_and_named(fault: Callable[[Any], ob
     assert watch.last == "aten.relu.default"
 
 
+def test_the_shapes_of_all_results_are_seen() -> None:
+    x = torch.arange(6.0)
+    with Watch() as watch:
+        x.view(2, 3).sort(dim=1)
+        x.split([2, 4])
+        torch._foreach_add([x, x[:1]], 1.0)
+    assert watch.shapes == [
+        ("view.default", (2, 3)),
+        ("sort.default", (2, 3)),
+        ("sort.default", (2, 3)),
+        ("split_with_sizes.default", (2,)),
+        ("split_with_sizes.default", (4,)),
+        ("slice.Tensor", (1,)),
+        ("_foreach_add.Scalar", (6,)),
+        ("_foreach_add.Scalar", (1,)),
+    ]
+
+
 @pytest.mark.parametrize(
     ("fault", "operation"),
     [
