@@ -6,6 +6,7 @@ host wait for the device. `Watch` holds a call to the second, as far as a device
 Not yet run on a GPU.
 """
 
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -154,10 +155,27 @@ def naming(phase: str) -> Iterator[Watch]:
         ) from error
 
 
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Collect cycles before the block and none within it.
+
+    The graphs of an earlier run are in a cycle with its phases: only Python's collector gives their memory back, and it
+    must not do so while another is recorded.
+    """
+    gc.collect()
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
 @cache
-def _side_stream() -> torch.cuda.Stream:
-    """The stream of all warm-ups and captures: one, since a stream brings workspaces of its own."""
-    return torch.cuda.Stream()
+def _side_stream(device: int) -> torch.cuda.Stream:
+    """The stream of a device's warm-ups and captures: one, since a stream brings workspaces of its own."""
+    return torch.cuda.Stream(device)
 
 
 class Captured:
@@ -188,9 +206,9 @@ class Captured:
         self._graph.replay()
 
     def _record(self) -> torch.cuda.CUDAGraph:
-        side = _side_stream()
+        side = _side_stream(torch.cuda.current_device())
         side.wait_stream(torch.cuda.current_stream())
-        with naming(self._name) as watch:
+        with uncollected(), naming(self._name) as watch:
             with torch.cuda.stream(side), unchanged(self._state, self._generators):
                 with watch:
                     self._call()

@@ -1,6 +1,9 @@
 """What CUDA graphs ask of the four phases, held on a CPU; and on a GPU the graphs themselves."""
 
+import gc
+import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,7 @@ import torch
 from torch import Tensor
 
 from storm_fast import build, demo
-from storm_fast.capture import HostReadError, Watch, naming, unchanged
+from storm_fast.capture import HostReadError, Watch, _side_stream, naming, unchanged, uncollected
 from storm_fast.checkpoint import new_training
 from storm_fast.collect import Collector, GymCollector
 from storm_fast.config import Config
@@ -164,6 +167,37 @@ def test_the_error_of_a_phase_names_the_phase_and_the_operation_that_cannot_be_r
     wanted = rf"`model` is not, at {operation}: .+ \(without --compile the step runs eagerly\)"
     with pytest.raises(RuntimeError, match=wanted), naming("model") as watch, watch:
         phases.run_model()
+
+
+@pytest.mark.parametrize("was_on", [True, False])
+def test_no_cycle_is_collected_while_a_graph_is_recorded(was_on: bool) -> None:
+    def cycle() -> weakref.ref[Callable[[], None]]:
+        def old() -> None:
+            old()
+
+        return weakref.ref(old)
+
+    try:
+        if not was_on:
+            gc.disable()
+        before = cycle()
+        with suppress(KeyError), uncollected():
+            assert before() is None
+            within = cycle()
+            junk = [[] for _ in range(100_000)]  # far beyond the number of objects that sets the collector off
+            assert len(junk) == 100_000
+            assert within() is not None
+            raise KeyError
+        assert gc.isenabled() == was_on
+    finally:
+        gc.enable()
+
+
+def test_each_device_has_a_stream_of_its_own_to_record_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: [device])
+    first, second = _side_stream(97), _side_stream(98)
+    assert (first, second) == ([97], [98])
+    assert _side_stream(97) is first
 
 
 @pytest.mark.parametrize("steps_before", [0, 2])
