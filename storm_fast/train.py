@@ -143,7 +143,7 @@ def train(run: Run, resumed: bool) -> bool:
                 phases.append(steps.reward_N, steps.terminated_N | steps.life_lost_N)
             ended_N = steps.terminated_N | steps.truncated_N
             if ended_N.any():
-                t.policy.end_episodes(torch.from_numpy(ended_N).to(precision.device, non_blocking=True))
+                phases.end_episodes(ended_N)
                 episodes = _episodes(t.step, steps)
                 run.append_rows("episodes.jsonl", episodes)
                 last_return = episodes[-1]["return"]

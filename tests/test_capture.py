@@ -103,6 +103,27 @@ def test_no_phase_reads_the_device_and_each_has_the_same_shapes_at_every_call(na
         assert seen[0] == seen[1], phase
 
 
+@pytest.mark.parametrize("at_end", ["keep", "clear"])
+def test_what_a_step_does_around_its_updates_does_not_read_the_device_either(at_end: str) -> None:
+    small = small_config()
+    phases = started(replace(small, loop=replace(small.loop, acting_at_end=at_end)))
+    N, length_N = small.env.num_envs, phases._t.policy.length_N
+    obs_NYXP, reward_N = torch.zeros_like(phases.seen_NYXP), np.ones(N, np.float32)
+    over_N = np.arange(N) == 0
+    seen = []
+    for _ in range(2):
+        with Watch() as watch:
+            phases.see(obs_NYXP)
+            phases.explore()
+            phases.act()
+            phases.append(reward_N, over_N)
+            phases.end_episodes(over_N)
+        seen.append(watch.shapes)
+        assert length_N.tolist() == [0 if at_end == "clear" else small.loop.acting_context, small.loop.acting_context]
+    assert seen[0] == seen[1]
+    assert phases._t.replay.reward[phases._t.replay.appended - 1].tolist() == [1.0] * N
+
+
 @pytest.mark.parametrize(
     "fault",
     [
