@@ -1,5 +1,6 @@
 """Settings of every test: repeatable hypothesis examples, and no GPU tests where there is no GPU."""
 
+import os
 from collections.abc import Iterator
 
 import hypothesis
@@ -7,6 +8,9 @@ import pytest
 import torch
 
 from storm_fast.kernels import backend
+
+# On a GPU a product has the same bits every time; read once, when cuBLAS starts.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 hypothesis.settings.register_profile("storm_fast", derandomize=True, deadline=None, max_examples=20)
 hypothesis.settings.register_profile(
