@@ -34,7 +34,10 @@ class Phases:
         N, device = t.collector.num_envs, precision.device
         self.seen_NYXP = torch.zeros(N, *FRAME, dtype=torch.uint8, device=device)
         self.action_N = torch.zeros(N, dtype=torch.int64, device=device)
-        self._context: Context | None = None  # latents of the last world-model update
+        # The latents of the last world-model update, and the last rollout: between graphs, memory of the pool of the
+        # one that wrote them. No two graphs share a pool and a pool reuses nothing that is referred to when its capture
+        # ends, as these are by the two attributes alone; so only the next replay of that graph changes them.
+        self._context: Context | None = None
         self._trajectory: Trajectory | None = None
         is_cuda = device.type == "cuda"
         # Memory of the host that the device reads and writes by itself, so that copies do not make the host wait: what
