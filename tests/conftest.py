@@ -28,6 +28,15 @@ def _kernels_as_before() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def _products_as_before() -> Iterator[None]:
+    """How a GPU multiplies, which `build.prepare` sets, holds for the process too."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.benchmark, cudnn.deterministic, cudnn.conv.fp32_precision, matmul.fp32_precision
+    yield
+    cudnn.benchmark, cudnn.deterministic, cudnn.conv.fp32_precision, matmul.fp32_precision = before
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what is marked `gpu` on a machine without CUDA."""
     if torch.cuda.is_available():

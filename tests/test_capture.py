@@ -2,7 +2,7 @@
 
 import gc
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -96,16 +96,6 @@ CONFIGS: dict[str, Callable[[Config], Config]] = {
         model=replace(c.model, posterior_norm=0.0, center_frames=False, zero_outputs=False),
     ),
 }  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def _flags_as_before() -> Iterator[None]:
-    """What `build.prepare` sets holds for the process, so the next test gets it as it was."""
-    cudnn, threads = torch.backends.cudnn, torch.get_num_threads()
-    before = cudnn.benchmark, cudnn.deterministic
-    yield
-    cudnn.benchmark, cudnn.deterministic = before
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
