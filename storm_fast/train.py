@@ -257,7 +257,10 @@ def _postfix(values: dict[str, float], last_return: float) -> str:
     shown = {"return": last_return, "model": values.get("model/total"), "agent": values.get("agent/total")}
     parts = [f"{name} {value:.4g}" for name, value in shown.items() if value is not None]
     phases = [f"{name} {values[f'time/{name}_ms']:.3g}" for name in TIMED if f"time/{name}_ms" in values]
-    return ", ".join(parts) + f", ms a step: {' '.join(phases)}, busy {values['time/busy']:.0%}"
+    parts += [f"ms a step: {' '.join(phases)}", f"in phases {values['time/in_phases']:.0%}"]
+    if "time/gpu_busy" in values:
+        parts.append(f"GPU busy {values['time/gpu_busy']:.0%}")
+    return ", ".join(parts)
 
 
 @contextmanager
