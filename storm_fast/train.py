@@ -226,9 +226,9 @@ def _introduce(run: Run, t: Training, precision: Precision, demonstration: Repla
     say(f"collector  {t.collector.name}")
     say(f"demo       {'none' if demonstration is None else f'{len(demonstration)} steps beside the replay'}")
     if config.compile:
+        on_cpu = "no graphs on a CPU: the fast paths that agree with the definitions, which run without this too"
         is_cuda = precision.device.type == "cuda"
-        graphs = "four CUDA graphs, captured at first use" if is_cuda else "no graphs on a CPU: the step is the same"
-        say(f"compile    {graphs}")
+        say(f"compile    {'four CUDA graphs, captured at first use' if is_cuda else on_cpu}")
     if not t.collector.restored_exactly:
         say(f"note       ALE did not restore {config.game} exactly: this run may differ from one never stopped")
 
