@@ -89,12 +89,12 @@ class Watch(TorchDispatchMode):
         return result
 
 
-def _tensors(result: Any) -> Iterator[Tensor]:
-    """The tensors of a result, which may be one, or tuples and lists of them."""
-    if isinstance(result, Tensor):
-        yield result
-    elif isinstance(result, tuple | list):
-        for part in result:
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """The tensors in a result or in arguments: one, or tuples and lists of them among other things."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, tuple | list):
+        for part in value:
             yield from _tensors(part)
 
 
@@ -107,7 +107,7 @@ def _has_mask(short: str, args: Any) -> bool:
 
 def _crosses(args: Any, kwargs: Any) -> bool:
     """Whether tensors of the host meet tensors of a device, other than 0-d ones, which kernels take as numbers."""
-    tensors = [x for x in (*args, *(kwargs or {}).values()) if isinstance(x, Tensor) and x.ndim > 0]
+    tensors = [x for x in _tensors((*args, *(kwargs or {}).values())) if x.ndim > 0]
     wanted = (kwargs or {}).get("device")
     devices = {x.device.type for x in tensors}
     if tensors and wanted is not None:

@@ -164,6 +164,7 @@ def test_what_a_step_does_around_its_updates_does_not_read_the_device_either(at_
         lambda x: torch.equal(x, x),
         lambda x: torch.nn.functional.one_hot(x.long(), 9),
         lambda x: x.to("meta"),
+        lambda x: torch.empty(3, device="meta")[x.long()],
         lambda x: x.cpu(),
         lambda x: x.numpy(),
         lambda x: x.tolist(),
