@@ -5,8 +5,8 @@ sizes), computes the same with the `storm` preset in float32, prints a line for 
 and exits with status 1 when one lies beyond tolerance. Weights are not stored: they follow from the parameters' names
 (`fill`).
 
-What computes is chosen by --device, --kernels (Triton's run on a CPU too, in its interpreter) and --layout of images
-and convolution weights; without these the definitions on the CPU.
+What computes is chosen by --device, --kernels (Triton's run on a CPU too, in its interpreter, which for Triton 3.6 asks
+for a NumPy before 2.4) and --layout of images and convolution weights; without these the definitions on the CPU.
 """
 
 import argparse

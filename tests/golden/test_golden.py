@@ -26,10 +26,6 @@ def test_every_recorded_quantity_is_reproduced(definitions: list[check.Line]) ->
     "options",
     [
         "--layout channels_last",
-        pytest.param(
-            "--kernels triton",
-            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter is not chosen beside a GPU"),
-        ),
         pytest.param("--device cuda", marks=pytest.mark.gpu),
         pytest.param("--device cuda --layout channels_last", marks=pytest.mark.gpu),
         pytest.param("--device cuda --kernels triton --layout channels_last", marks=pytest.mark.gpu),
