@@ -6,6 +6,7 @@ host wait for the device. `Watch` holds a call to the second, as far as a device
 Not yet run on a GPU.
 """
 
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -36,13 +37,18 @@ class HostReadError(RuntimeError):
 
 
 class _Calls(TorchFunctionMode):
-    """Refuses `_CALLS`."""
+    """Refuses `_CALLS`, on behalf of a watch."""
+
+    def __init__(self, watch: "Watch") -> None:
+        super().__init__()
+        self._watch = watch
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Make one call of torch's Python interface, or refuse it."""
         del types
         name = getattr(func, "__name__", "")
         if name in _CALLS:
+            self._watch.last = f"Tensor.{name}"
             raise HostReadError(f"want operations that never make the host wait; got Tensor.{name}")
         return func(*args, **(kwargs or {}))
 
@@ -55,7 +61,7 @@ class Watch(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch's own
-        self._calls = _Calls()
+        self._calls = _Calls(self)
         self.last = "nothing yet"
         self.shapes: list[tuple[str, tuple[int, ...]]] = []  # of all results, in order
 
@@ -79,9 +85,17 @@ class Watch(TorchDispatchMode):
         if name in _READS or short in _READS or short in _CONSTANTS or _has_mask(short, args) or _crosses(args, kwargs):
             raise HostReadError(f"want operations that never make the host wait; got {func}")
         result = func(*args, **(kwargs or {}))
-        if isinstance(result, Tensor):
-            self.shapes.append((name, tuple(result.shape)))
+        self.shapes += [(name, tuple(tensor.shape)) for tensor in _tensors(result)]
         return result
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """The tensors in a result or in arguments: one, or tuples and lists of them among other things."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, tuple | list):
+        for part in value:
+            yield from _tensors(part)
 
 
 def _has_mask(short: str, args: Any) -> bool:
@@ -93,7 +107,7 @@ def _has_mask(short: str, args: Any) -> bool:
 
 def _crosses(args: Any, kwargs: Any) -> bool:
     """Whether tensors of the host meet tensors of a device, other than 0-d ones, which kernels take as numbers."""
-    tensors = [x for x in (*args, *(kwargs or {}).values()) if isinstance(x, Tensor) and x.ndim > 0]
+    tensors = [x for x in _tensors((*args, *(kwargs or {}).values())) if x.ndim > 0]
     wanted = (kwargs or {}).get("device")
     devices = {x.device.type for x in tensors}
     if tensors and wanted is not None:
@@ -122,10 +136,46 @@ def unchanged(state: Callable[[], list[Tensor]], generators: list[torch.Generato
         generator.set_state(saved)
 
 
+@contextmanager
+def naming(phase: str) -> Iterator[Watch]:
+    """Give what to make the calls of a phase under: an error in the block then names the phase and the operation.
+
+    Raises:
+        RuntimeError: for any of the block's, but for memory that is not enough.
+    """
+    watch = Watch()
+    try:
+        yield watch
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"want a phase that CUDA can record; `{phase}` is not, at {watch.last}: {error} "
+            f"(without --compile the step runs eagerly)"
+        ) from error
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Collect cycles before the block and none within it.
+
+    The graphs of an earlier run are in a cycle with its phases: only Python's collector gives their memory back, and it
+    must not do so while another is recorded.
+    """
+    gc.collect()
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
 @cache
-def _side_stream() -> torch.cuda.Stream:
-    """The stream of all warm-ups and captures: one, since a stream brings workspaces of its own."""
-    return torch.cuda.Stream()
+def _side_stream(device: int) -> torch.cuda.Stream:
+    """The stream of a device's warm-ups and captures: one, since a stream brings workspaces of its own."""
+    return torch.cuda.Stream(device)
 
 
 class Captured:
@@ -156,10 +206,9 @@ class Captured:
         self._graph.replay()
 
     def _record(self) -> torch.cuda.CUDAGraph:
-        side = _side_stream()
+        side = _side_stream(torch.cuda.current_device())
         side.wait_stream(torch.cuda.current_stream())
-        watch = Watch()
-        try:
+        with uncollected(), naming(self._name) as watch:
             with torch.cuda.stream(side), unchanged(self._state, self._generators):
                 with watch:
                     self._call()
@@ -169,14 +218,6 @@ class Captured:
             graph = torch.cuda.CUDAGraph()
             for generator in self._generators:
                 graph.register_generator_state(generator)
-            watch = Watch()
             with torch.cuda.graph(graph, stream=side), watch:
                 self._call()
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            raise RuntimeError(
-                f"want a phase that CUDA can record; `{self._name}` is not, at {watch.last}: {error} "
-                f"(without --compile the step runs eagerly)"
-            ) from error
         return graph

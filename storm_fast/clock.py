@@ -15,7 +15,7 @@ class PhaseClock:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._is_cuda = device.type == "cuda"
+        self._device = device
         self._device_ms: dict[str, float] = {}
         self._host_ms: dict[str, float] = {}
         self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
@@ -25,7 +25,7 @@ class PhaseClock:
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
         """Count the block as part of a phase in which the device works."""
-        if self._is_cuda:
+        if self._device.type == "cuda":
             start, end = self._event(), self._event()
             start.record()
             yield
@@ -40,19 +40,20 @@ class PhaseClock:
         return self._host(phase, self._host_ms)
 
     def pop(self, steps: int) -> dict[str, float]:
-        """Milliseconds per step of each phase since the last call, and the share of it that they fill.
+        """Milliseconds per step of each phase since the last call, and the share of the time in phases of the device.
 
-        Waits for the phases to end.
+        That share is no measure of a GPU's work, which `gpu_busy` adds on one. Waits for the phases to end.
         """
+        busy = gpu_busy(self._device) if self._device.type == "cuda" else {}  # before a wait leaves the GPU idle
         for phase, start, end in self._events:
             end.synchronize()
             self._device_ms[phase] = self._device_ms.get(phase, 0.0) + start.elapsed_time(end)
             self._spare += (start, end)
         now_s = time.perf_counter()
-        busy = sum(self._device_ms.values()) / (1e3 * (now_s - self._since_s))
+        in_phases = sum(self._device_ms.values()) / (1e3 * (now_s - self._since_s))
         means = {f"time/{phase}_ms": ms / steps for phase, ms in (self._device_ms | self._host_ms).items()}
         self._device_ms, self._host_ms, self._events, self._since_s = {}, {}, [], now_s
-        return means | {"time/busy": busy}
+        return means | {"time/in_phases": in_phases} | busy
 
     @contextmanager
     def _host(self, phase: str, into: dict[str, float]) -> Iterator[None]:
@@ -62,3 +63,16 @@ class PhaseClock:
 
     def _event(self) -> torch.cuda.Event:
         return self._spare.pop() if self._spare else torch.cuda.Event(enable_timing=True)
+
+
+def gpu_busy(device: torch.device) -> dict[str, float]:
+    """The share of NVML's last sampling period, of a sixth of a second or longer, in which a kernel ran.
+
+    Nothing where NVML does not tell, as for a part of a GPU.
+    """
+    import pynvml  # here, since machines without a GPU have no driver library to load
+
+    try:
+        return {"time/gpu_busy": torch.cuda.utilization(device) / 100}
+    except (pynvml.NVMLError, RuntimeError):
+        return {}

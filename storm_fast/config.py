@@ -255,7 +255,8 @@ class Config:
     """CPU threads of PyTorch; 0: its own choice. `tiny` takes 2: its operations are too small for more"""
     compile: bool = False
     """on a GPU: capture the step as four CUDA graphs, act, world-model update, imagination and agent update, which the
-    host then launches without looking inside. On a CPU, whose fast paths always run, it changes nothing"""
+    host then launches without looking inside. On a CPU: no graphs, but the fast paths that agree with the definitions;
+    they always run there, so it changes nothing"""
     demonstration: str = "none"
     """`none`; `auto`, scripted for a game that has a script and else none; `scripted`, recorded on the spot
     by a scripted policy (Freeway); or a file.npz (sec. 5.3)"""

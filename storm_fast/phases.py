@@ -8,6 +8,7 @@ torch's own, in the order in which the phases are called, so that an eager and a
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,15 +34,19 @@ class Phases:
         N, device = t.collector.num_envs, precision.device
         self.seen_NYXP = torch.zeros(N, *FRAME, dtype=torch.uint8, device=device)
         self.action_N = torch.zeros(N, dtype=torch.int64, device=device)
-        self._context: Context | None = None  # latents of the last world-model update
+        # The latents of the last world-model update, and the last rollout: between graphs, memory of the pool of the
+        # one that wrote them. No two graphs share a pool and a pool reuses nothing that is referred to when its capture
+        # ends, as these are by the two attributes alone; so only the next replay of that graph changes them.
+        self._context: Context | None = None
         self._trajectory: Trajectory | None = None
         is_cuda = device.type == "cuda"
         # Memory of the host that the device reads and writes by itself, so that copies do not make the host wait: what
-        # a step earned, and the actions with the event after which they are there. That event comes after every copy
-        # of the step before, so what these hold may then be overwritten.
-        self._reward_host_N = torch.zeros(N, pin_memory=is_cuda)
-        self._end_host_N = torch.zeros(N, dtype=torch.bool, pin_memory=is_cuda)
-        self._action_host_N = torch.zeros(N, dtype=torch.int64, pin_memory=is_cuda)
+        # a step earned and ended, and the actions with the event after which they are there. That event comes after
+        # every copy of the step before, so what these hold may then be overwritten.
+        self._reward_host_N, self._reward_array_N = _host_memory(N, torch.float32, is_cuda)
+        self._end_host_N, self._end_array_N = _host_memory(N, torch.bool, is_cuda)
+        self._over_host_N, self._over_array_N = _host_memory(N, torch.bool, is_cuda)
+        self._action_host_N, self._action_array_N = _host_memory(N, torch.int64, is_cuda)
         self._copied = torch.cuda.Event() if is_cuda else None
         self._act = self._launched("act", self.run_act)
         self._model = self._launched("model", self.run_model)
@@ -71,10 +76,15 @@ class Phases:
         return self._to_host()
 
     def append(self, reward_N: npt.NDArray[np.float32], end_N: npt.NDArray[np.bool_]) -> None:
-        """What was seen, done and earned goes to the replay."""
-        self._reward_host_N.copy_(torch.from_numpy(reward_N))
-        self._end_host_N.copy_(torch.from_numpy(end_N))
+        """What was seen, done and earned goes to the replay; `end_N` is what the world model learns as an end."""
+        self._reward_array_N[:], self._end_array_N[:] = reward_N, end_N
         self._t.replay.append(self.seen_NYXP, self.action_N, self._reward_host_N, self._end_host_N)
+
+    def end_episodes(self, over_N: npt.NDArray[np.bool_]) -> None:
+        """The policy forgets the games that are over where `acting_at_end` is "clear"."""
+        if self._config.loop.acting_at_end == "clear":
+            self._over_array_N[:] = over_N
+            self._t.policy.end_episodes(self._over_host_N.to(self._precision.device, non_blocking=True))
 
     def update_model(self) -> None:
         """One update of the world model; its metrics join the means."""
@@ -145,4 +155,10 @@ class Phases:
         if self._copied is not None:
             self._copied.record()
             self._copied.synchronize()
-        return self._action_host_N.numpy()
+        return self._action_array_N
+
+
+def _host_memory(N: int, dtype: torch.dtype, pinned: bool) -> tuple[Tensor, npt.NDArray[Any]]:
+    """N numbers as a tensor and as an array of the same memory."""
+    host_N = torch.zeros(N, dtype=dtype, pin_memory=pinned)
+    return host_N, host_N.numpy()

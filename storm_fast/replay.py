@@ -43,13 +43,16 @@ class Replay:
         self.appended = 0  # rows ever appended; row r lies at r % rows
         self._appended = torch.zeros((), dtype=torch.int64, device=device)  # the same, where sampling reads it
 
+    @property
+    def _fields(self) -> dict[str, Tensor]:
+        """What is held, in the order of `Batch` and under the names that a checkpoint uses."""
+        return {"obs": self.obs, "action": self.action, "reward": self.reward, "end": self.end}
+
     def append(self, obs_NYXP: Tensor, action_N: Tensor, reward_N: Tensor, end_N: Tensor) -> None:
         """Add one step of every environment, dropping the oldest when full. Copies; any device."""
         row = self.appended % self.rows
-        self.obs[row].copy_(obs_NYXP, non_blocking=True)
-        self.action[row].copy_(action_N, non_blocking=True)
-        self.reward[row].copy_(reward_N, non_blocking=True)
-        self.end[row].copy_(end_N, non_blocking=True)
+        for field, new in zip(self._fields.values(), (obs_NYXP, action_N, reward_N, end_N), strict=True):
+            field[row].copy_(new, non_blocking=True)
         self.appended += 1
         self._appended += 1
 
@@ -60,8 +63,7 @@ class Replay:
     def sample(self, B: int, T: int, generator: torch.Generator) -> Batch:
         """B windows of T steps, copied; see `windows`."""
         index_N = self._draw(B, T, generator)
-        fields = (self.obs, self.action, self.reward, self.end)
-        return Batch(*(f.flatten(0, 1).index_select(0, index_N).unflatten(0, (B, T)) for f in fields))
+        return Batch(*(f.flatten(0, 1).index_select(0, index_N).unflatten(0, (B, T)) for f in self._fields.values()))
 
     def windows(self, B: int, T: int, generator: torch.Generator) -> Windows:
         """B windows of T steps, uniform over environments and starts; none spans the ring's seam.
@@ -100,19 +102,13 @@ class Replay:
         if not max(0, self.appended - self.rows) <= first <= self.appended:
             raise ValueError(f"want a row that is still held or the next; got {first} of {self.appended}")
         index = torch.arange(first, self.appended, device=self.obs.device) % self.rows
-        fields = {"obs": self.obs, "action": self.action, "reward": self.reward, "end": self.end}
-        return {k: f.index_select(0, index).cpu() for k, f in fields.items()}
+        return {name: field.index_select(0, index).cpu() for name, field in self._fields.items()}
 
     def restore(self, first: int, rows: dict[str, Tensor]) -> None:
         """Put back what `rows_since(first)` gave; rows restored later must follow."""
         count = len(rows["action"])
         index = torch.arange(first, first + count, device=self.obs.device) % self.rows
-        for name, field in {
-            "obs": self.obs,
-            "action": self.action,
-            "reward": self.reward,
-            "end": self.end,
-        }.items():
+        for name, field in self._fields.items():
             field[index] = rows[name].to(field.device)
         self.appended = first + count
         self._appended.fill_(self.appended)

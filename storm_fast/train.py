@@ -143,7 +143,7 @@ def train(run: Run, resumed: bool) -> bool:
                 phases.append(steps.reward_N, steps.terminated_N | steps.life_lost_N)
             ended_N = steps.terminated_N | steps.truncated_N
             if ended_N.any():
-                t.policy.end_episodes(torch.from_numpy(ended_N).to(precision.device, non_blocking=True))
+                phases.end_episodes(ended_N)
                 episodes = _episodes(t.step, steps)
                 run.append_rows("episodes.jsonl", episodes)
                 last_return = episodes[-1]["return"]
@@ -226,9 +226,9 @@ def _introduce(run: Run, t: Training, precision: Precision, demonstration: Repla
     say(f"collector  {t.collector.name}")
     say(f"demo       {'none' if demonstration is None else f'{len(demonstration)} steps beside the replay'}")
     if config.compile:
+        on_cpu = "no graphs on a CPU: the fast paths that agree with the definitions, which run without this too"
         is_cuda = precision.device.type == "cuda"
-        graphs = "four CUDA graphs, captured at first use" if is_cuda else "no graphs on a CPU: the step is the same"
-        say(f"compile    {graphs}")
+        say(f"compile    {'four CUDA graphs, captured at first use' if is_cuda else on_cpu}")
     if not t.collector.restored_exactly:
         say(f"note       ALE did not restore {config.game} exactly: this run may differ from one never stopped")
 
@@ -257,7 +257,10 @@ def _postfix(values: dict[str, float], last_return: float) -> str:
     shown = {"return": last_return, "model": values.get("model/total"), "agent": values.get("agent/total")}
     parts = [f"{name} {value:.4g}" for name, value in shown.items() if value is not None]
     phases = [f"{name} {values[f'time/{name}_ms']:.3g}" for name in TIMED if f"time/{name}_ms" in values]
-    return ", ".join(parts) + f", ms a step: {' '.join(phases)}, busy {values['time/busy']:.0%}"
+    parts += [f"ms a step: {' '.join(phases)}", f"in phases {values['time/in_phases']:.0%}"]
+    if "time/gpu_busy" in values:
+        parts.append(f"GPU busy {values['time/gpu_busy']:.0%}")
+    return ", ".join(parts)
 
 
 @contextmanager

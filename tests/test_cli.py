@@ -11,7 +11,7 @@ import torch
 from storm_fast.config import preset
 from storm_fast.run import Run
 from storm_fast.train import main, parse, train
-from tests.small import flags, flip, small_config, tree
+from tests.small import flags, flip, rows, small_config, tree, weights
 
 
 @pytest.fixture(scope="module")
@@ -207,11 +207,18 @@ def test_the_small_configuration_reads_the_same_from_the_command_line(here: Path
     assert tree(here) == {}
 
 
-def test_compile_on_a_cpu_says_that_there_are_no_graphs(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*flags(run_dir="run", steps=34), "--compile"]) == 0
-    assert "compile    no graphs on a CPU: the step is the same" in capsys.readouterr().out
+def test_compile_on_a_cpu_is_the_path_that_always_runs_there_and_says_so(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*flags(run_dir="plain", steps=48)]) == 0
+    assert "compile" not in capsys.readouterr().out
+    assert main([*flags(run_dir="run", steps=48), "--compile"]) == 0
+    said = "no graphs on a CPU: the fast paths that agree with the definitions, which run without this too"
+    assert f"compile    {said}\n" in capsys.readouterr().out
     assert Run.open(here / "run").config.compile
-    assert Run.open(here / "run").checkpoints() == [34]
+    assert rows(here / "run", "metrics.jsonl") == rows(here / "plain", "metrics.jsonl")
+    plain = weights(here / "plain", 48)
+    assert all(torch.equal(tensor, plain[name]) for name, tensor in weights(here / "run", 48).items())
 
 
 def test_the_kernels_asked_for_are_logged_and_triton_on_a_cpu_is_refused(

@@ -1,30 +1,37 @@
 """Compare storm_fast with numbers recorded from the released code: `python tests/golden/check.py PREFIX`.
 
 Reads PREFIX.npz and PREFIX.json (inputs, draws, outputs, losses, norms of gradients and of optimiser steps; any
-sizes), computes the same with the `storm` preset in float32 on the CPU, prints a line for each quantity with its
-largest error, and exits with status 1 when one lies beyond tolerance. Weights are not stored: they follow from
-the parameters' names (`fill`).
+sizes), computes the same with the `storm` preset in float32, prints a line for each quantity with its largest error,
+and exits with status 1 when one lies beyond tolerance. Weights are not stored: they follow from the parameters' names
+(`fill`).
+
+What computes is chosen by --device, --kernels (Triton's run on a CPU too, in its interpreter, which for Triton 3.6 asks
+for a NumPy before 2.4) and --layout of images and convolution weights; without these the definitions on the CPU.
 """
 
+import argparse
 import json
+import os
 import sys
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from storm_fast import build
 from storm_fast.agent import Agent, Trajectory
 from storm_fast.config import AgentConfig, Config, ModelConfig
 from storm_fast.imagine import Context, Uniforms, rollout
 from storm_fast.import_released import agent_names, renamed, world_model_names
-from storm_fast.kernels import categorical, twohot
+from storm_fast.kernels import backend, categorical, twohot
 from storm_fast.kernels.lambda_return import lambda_return
 from storm_fast.optimizer import Optimizer
+from storm_fast.precision import Precision
 from storm_fast.replay import Batch
 from storm_fast.world_model import WorldModel
 
@@ -32,6 +39,15 @@ ARRAY = (1e-4, 1e-5)  # tolerance: |difference| <= first * |recorded| + second
 LOSS = (1e-4, 1e-7)
 NORM = (1e-3, 1e-9)
 EXACT = (0.0, 0.0)
+
+
+@dataclass(frozen=True)
+class Form:
+    """What computes."""
+
+    device: str = "cpu"
+    kernels: Literal["reference", "triton"] = "reference"
+    layout: Literal["contiguous", "channels_last"] = "contiguous"
 
 
 @dataclass(frozen=True)
@@ -50,7 +66,7 @@ class Line:
 
 def compare(name: str, got: Any, recorded: Any, tolerance: tuple[float, float]) -> Line:
     """The largest error of `got`, also relative to its tolerance; shapes must agree."""
-    got = np.asarray(got.detach() if isinstance(got, Tensor) else got, dtype=np.float64)
+    got = np.asarray(got.detach().cpu() if isinstance(got, Tensor) else got, dtype=np.float64)
     recorded = np.asarray(recorded, dtype=np.float64)
     if got.shape != recorded.shape:
         raise ValueError(f"{name}: want shape {recorded.shape}; got {got.shape}")
@@ -88,10 +104,14 @@ def norms(module: nn.Module, names: dict[str, tuple[str, ...]], value: Any) -> d
     return found
 
 
+DEFINITIONS = Form()
+
+
 class Golden:
     """The recording, and our modules filled as it says."""
 
-    def __init__(self, prefix: Path) -> None:
+    def __init__(self, prefix: Path, form: Form) -> None:
+        self.form = form
         self.array = dict(np.load(prefix.with_suffix(".npz")))
         self.number = json.loads(prefix.with_suffix(".json").read_text())
         dims = self.number["dims"]
@@ -105,7 +125,7 @@ class Golden:
 
     def tensor(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
         """A recorded input."""
-        x = torch.from_numpy(self.array[name])
+        x = torch.from_numpy(self.array[name]).to(self.form.device)
         return x if dtype is None else x.to(dtype)
 
     def world_model(self) -> WorldModel:
@@ -114,7 +134,9 @@ class Golden:
         state = renamed(fill("world_model", self.number["world_model_parameters"]), self.model_names)
         counters = {k: v for k, v in model.state_dict().items() if k.endswith("num_batches_tracked")}
         model.load_state_dict(state | counters)
-        return model
+        if self.form.layout == "channels_last":
+            model.use_channels_last()
+        return model.to(self.form.device)
 
     def agent(self) -> Agent:
         """Filled anew."""
@@ -122,7 +144,7 @@ class Golden:
         agent = Agent(self.config.agent, c.latents * c.classes + c.width, self.num_actions, c.bins)
         state = renamed(fill("agent", self.number["agent_parameters"]), self.agent_names)
         agent.load_state_dict(state | {"return_low": torch.zeros(()), "return_high": torch.zeros(())})
-        return agent
+        return agent.to(self.form.device)
 
     def output(self, name: str, got: Tensor, tolerance: tuple[float, float] = ARRAY) -> Line:
         """Compare with array `<name>`, or with every k-th value where `<name>_strided` was recorded."""
@@ -264,23 +286,32 @@ def check_agent_update(golden: Golden, wide_returns: bool) -> Iterator[Line]:
         yield from golden.numbers("agent_step_norms", moved, NORM)
 
 
-def check(prefix: Path) -> Iterator[Line]:
+def check(prefix: Path, form: Form = DEFINITIONS) -> Iterator[Line]:
     """Every quantity of the recording."""
-    golden = Golden(prefix)
-    yield from check_world_model_update(golden, low_kl=False)
-    yield from check_world_model_update(golden, low_kl=True)
-    yield from check_imagination(golden)
-    yield from check_agent_update(golden, wide_returns=False)
-    yield from check_agent_update(golden, wide_returns=True)
+    golden = Golden(prefix, form)
+    build.prepare(replace(golden.config, kernels="reference"), Precision(torch.device(form.device), torch.float32))
+    with backend.using(form.kernels):
+        yield from check_world_model_update(golden, low_kl=False)
+        yield from check_world_model_update(golden, low_kl=True)
+        yield from check_imagination(golden)
+        yield from check_agent_update(golden, wide_returns=False)
+        yield from check_agent_update(golden, wide_returns=True)
 
 
 def main(argv: list[str]) -> int:
-    """Print a line for each quantity; 0 when all are within tolerance, 1 when not, 2 without a recording."""
-    if len(argv) != 1 or not Path(argv[0]).with_suffix(".npz").exists():
-        sys.stderr.write("usage: python tests/golden/check.py PREFIX, of PREFIX.npz and PREFIX.json\n")
-        return 2
+    """Print a line for each quantity; 0 when all are within tolerance, 1 when not. SystemExit 2 without a recording."""
+    parser = argparse.ArgumentParser(prog="python tests/golden/check.py")
+    parser.add_argument("prefix", metavar="PREFIX", type=Path, help="of PREFIX.npz and PREFIX.json")
+    parser.add_argument("--device", default=Form.device)
+    parser.add_argument("--kernels", choices=("reference", "triton"), default=Form.kernels)
+    parser.add_argument("--layout", choices=("contiguous", "channels_last"), default=Form.layout)
+    chosen = parser.parse_args(argv)
+    if not chosen.prefix.with_suffix(".npz").exists():
+        parser.error(f"{chosen.prefix}.npz does not exist")
+    if chosen.device == "cpu" and chosen.kernels == "triton":
+        os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported, which happens at the first kernel
     failed = count = 0
-    for line in check(Path(argv[0])):
+    for line in check(chosen.prefix, Form(chosen.device, chosen.kernels, chosen.layout)):
         count += 1
         failed += not line.passed
         print(f"{'ok  ' if line.passed else 'FAIL'} {line.error:9.2e} {line.share:8.1%} of tolerance  {line.name}")
