@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from storm_fast.config import ModelConfig
-from storm_fast.kernels import backend, categorical, frames, twohot
+from storm_fast.kernels import categorical, frames, twohot
 from storm_fast.mlp import mlp
 from storm_fast.replay import Batch
 from storm_fast.transformer import Transformer
@@ -36,8 +36,7 @@ class Encoder(nn.Module):
         """As `forward` in evaluation mode, with each normalisation folded into its convolution's weights."""
         # cuDNN has convolution, bias and ReLU in one, without a gradient; apart, the two read and write every result
         # again. In bf16 alone, since without TF32 it need not have that. Not yet run on a GPU.
-        is_wanted = image_NPYX.is_cuda and backend.is_triton(image_NPYX)  # beside the kernels, not the references
-        is_fused = is_wanted and image_NPYX.dtype == torch.bfloat16 and not torch.is_grad_enabled()
+        is_fused = image_NPYX.is_cuda and image_NPYX.dtype == torch.bfloat16 and not torch.is_grad_enabled()
         for conv, norm in zip(self.convs, self.norms, strict=True):
             assert isinstance(conv, nn.Conv2d)
             assert isinstance(conv.padding, tuple)

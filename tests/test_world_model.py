@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from storm_fast.kernels import backend, categorical, twohot
+from storm_fast.kernels import categorical, twohot
 from storm_fast.world_model import Encoder, Predictions, WorldModel
 from tests import networks
 
@@ -38,9 +38,8 @@ class OnGpu(Tensor):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("gradient", [False, True])
-@pytest.mark.parametrize("kernels", ["reference", "triton"])
-def test_convolutions_take_bias_and_relu_along_beside_the_kernels_in_bf16_without_a_gradient(
-    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, gradient: bool, kernels: backend.Backend
+def test_convolutions_take_bias_and_relu_along_on_a_gpu_in_bf16_without_a_gradient(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, gradient: bool
 ) -> None:
     fused = []
 
@@ -54,10 +53,8 @@ def test_convolutions_take_bias_and_relu_along_beside_the_kernels_in_bf16_withou
     with torch.set_grad_enabled(gradient), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
         want_NF = encoder.folded(image_NPYX)
         assert not fused
-        with backend.using(kernels):
-            got_NF = encoder.folded(image_NPYX.as_subclass(OnGpu))
-    is_fused = kernels == "triton" and dtype == torch.bfloat16 and not gradient
-    assert fused == ([{dtype}] * 4 if is_fused else [])
+        got_NF = encoder.folded(image_NPYX.as_subclass(OnGpu))
+    assert fused == ([{dtype}] * 4 if dtype == torch.bfloat16 and not gradient else [])
     assert torch.equal(got_NF, want_NF)
 
 
