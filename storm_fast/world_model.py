@@ -34,25 +34,15 @@ class Encoder(nn.Module):
 
     def folded(self, image_NPYX: Tensor) -> Tensor:
         """As `forward` in evaluation mode, with each normalisation folded into its convolution's weights."""
-        # cuDNN has convolution, bias and ReLU in one, without a gradient; apart, the two read and write every result
-        # again. In bf16 alone, since without TF32 it need not have that. Not yet run on a GPU.
-        is_fused = image_NPYX.is_cuda and image_NPYX.dtype == torch.bfloat16 and not torch.is_grad_enabled()
         for conv, norm in zip(self.convs, self.norms, strict=True):
             assert isinstance(conv, nn.Conv2d)
-            assert isinstance(conv.padding, tuple)
             assert isinstance(norm, nn.BatchNorm2d)
             assert norm.running_mean is not None
             assert norm.running_var is not None
             scale_P = norm.weight * (norm.running_var + norm.eps).rsqrt()
             weight = conv.weight * scale_P[:, None, None, None]
             shift_P = norm.bias - norm.running_mean * scale_P
-            if is_fused:
-                weight, shift_P = weight.to(image_NPYX.dtype), shift_P.to(image_NPYX.dtype)
-                image_NPYX = torch.cudnn_convolution_relu(
-                    image_NPYX, weight, shift_P, conv.stride, conv.padding, conv.dilation, conv.groups
-                )
-            else:
-                image_NPYX = nn.functional.conv2d(image_NPYX, weight, shift_P, conv.stride, conv.padding).relu_()
+            image_NPYX = nn.functional.conv2d(image_NPYX, weight, shift_P, conv.stride, conv.padding).relu_()
         return image_NPYX.flatten(1)
 
 

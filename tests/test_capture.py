@@ -71,8 +71,7 @@ def everything(phases: Phases) -> list[torch.Tensor]:
 
 CONFIGS: dict[str, Callable[[Config], Config]] = {
     "tiny": lambda c: c,
-    # As many channels as cuDNN's fused convolutions want a multiple of.
-    "bf16": lambda c: replace(c, precision="bf16", model=replace(c.model, stem_channels=8)),
+    "bf16": lambda c: replace(c, precision="bf16"),
     "demonstration": lambda c: replace(c, game="Freeway", demonstration="scripted"),
     "replay contexts, prior": lambda c: replace(
         c,

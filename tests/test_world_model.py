@@ -1,14 +1,11 @@
 """The world model's parts, its loss, and each of its settings in both positions."""
 
-import copy
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor
 
 from storm_fast.kernels import categorical, twohot
-from storm_fast.world_model import Encoder, Predictions, WorldModel
+from storm_fast.world_model import Predictions, WorldModel
 from tests import networks
 
 G = networks.SMALL.latents
@@ -28,62 +25,6 @@ def test_folded_encoder_equals_the_normalised_one(channels_last: bool) -> None:
     image_NPYX = torch.rand(5, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(model.encoder.folded(image_NPYX), model.encoder(image_NPYX), rtol=1e-4, atol=1e-5)
-
-
-class OnGpu(Tensor):
-    """A tensor that says it lies on a GPU, as do its results."""
-
-    is_cuda = True
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("gradient", [False, True])
-def test_convolutions_take_bias_and_relu_along_on_a_gpu_in_bf16_without_a_gradient(
-    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, gradient: bool
-) -> None:
-    fused = []
-
-    def convolution(*arguments: Any) -> Tensor:
-        fused.append({x.dtype for x in arguments[:3]})
-        return torch.relu(torch.conv2d(*arguments))
-
-    monkeypatch.setattr(torch, "cudnn_convolution_relu", convolution)
-    encoder = networks.world_model().eval().encoder
-    image_NPYX = torch.rand(5, 3, 64, 64).to(dtype)
-    with torch.set_grad_enabled(gradient), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-        want_NF = encoder.folded(image_NPYX)
-        assert not fused
-        got_NF = encoder.folded(image_NPYX.as_subclass(OnGpu))
-    assert fused == ([{dtype}] * 4 if dtype == torch.bfloat16 and not gradient else [])
-    assert torch.equal(got_NF, want_NF)
-
-
-@pytest.mark.gpu
-def test_convolutions_with_bias_and_relu_equal_those_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    g = torch.Generator("cuda").manual_seed(1)
-    encoder = Encoder(32).to("cuda", memory_format=torch.channels_last).eval()
-    with torch.no_grad():
-        for norm in encoder.norms:
-            for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
-                tensor.copy_(0.5 + torch.rand(tensor.shape, generator=g, device="cuda"))
-    image_NPYX = torch.rand(65, 3, 64, 64, generator=g, device="cuda").to(torch.bfloat16)
-    image_NPYX = image_NPYX.contiguous(memory_format=torch.channels_last)
-    calls = []
-    original = torch.cudnn_convolution_relu
-    monkeypatch.setattr(torch, "cudnn_convolution_relu", lambda *a: (calls.append(a), original(*a))[1])
-    with torch.autocast("cuda", torch.bfloat16):
-        apart_NF = encoder.folded(image_NPYX).detach()
-        assert not calls
-        # The fused operation is given its result as a summand, times 0: what lies in that memory must not count.
-        torch.cuda.empty_cache()
-        torch.full((2**28,), float("nan"), dtype=torch.bfloat16, device="cuda")
-        with torch.no_grad():
-            fused_NF = encoder.folded(image_NPYX)
-        assert len(calls) == 4
-    with torch.no_grad():
-        exact_NF = copy.deepcopy(encoder).double().folded(image_NPYX.double())
-    assert fused_NF.dtype == torch.bfloat16
-    assert (fused_NF - exact_NF).norm() <= 2 * (apart_NF - exact_NF).norm() < 0.1 * exact_NF.norm()
 
 
 def test_channels_last_computes_the_same() -> None:
