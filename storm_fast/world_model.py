@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from storm_fast.config import ModelConfig
 from storm_fast.kernels import categorical, frames, twohot
+from storm_fast.kernels.conv_relu import conv_relu
 from storm_fast.mlp import mlp
 from storm_fast.replay import Batch
 from storm_fast.transformer import Transformer
@@ -36,13 +37,14 @@ class Encoder(nn.Module):
         """As `forward` in evaluation mode, with each normalisation folded into its convolution's weights."""
         for conv, norm in zip(self.convs, self.norms, strict=True):
             assert isinstance(conv, nn.Conv2d)
+            assert isinstance(conv.padding, tuple)
             assert isinstance(norm, nn.BatchNorm2d)
             assert norm.running_mean is not None
             assert norm.running_var is not None
             scale_P = norm.weight * (norm.running_var + norm.eps).rsqrt()
             weight = conv.weight * scale_P[:, None, None, None]
             shift_P = norm.bias - norm.running_mean * scale_P
-            image_NPYX = nn.functional.conv2d(image_NPYX, weight, shift_P, conv.stride, conv.padding).relu_()
+            image_NPYX = conv_relu(image_NPYX, weight, shift_P, conv.stride, conv.padding)
         return image_NPYX.flatten(1)
 
 

@@ -81,7 +81,9 @@ def test_states_and_logits_under_autocast_err_like_eager_autocast(seed: int) -> 
     # The kernels leave a normalisation in bf16 for the residual too, which eager keeps in float32, but round nothing
     # between a sum, its normalisation and a ReLU.
     model = networks.world_model().to(DEVICE).eval()
-    z_BTZ = rand(4, 6, networks.SMALL.latents * networks.SMALL.classes, seed=seed)
+    c = networks.SMALL
+    class_BTG = (c.classes * rand(4, 6, c.latents, seed=seed)).long()
+    z_BTZ = torch.nn.functional.one_hot(class_BTG, c.classes).flatten(2).float()
     action_BT = torch.arange(24, device=DEVICE).view(4, 6) % networks.ACTIONS
 
     def predict(is_narrow: bool) -> tuple[Tensor, Tensor]:
