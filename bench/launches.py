@@ -106,7 +106,7 @@ def tables() -> dict[str, tuple[int, int]]:
     found["KL losses"], found["KL losses, backward"] = there, (both[0] - there[0], both[1] - there[1])
     found["loss"], found["loss, backward"] = _differentiable(lambda x: twohot.loss(x, x_N), logits_NV.clone())
     found["encode"] = _counts(lambda: twohot.encode(x_N, 255))
-    found["decode"] = _counts(lambda: twohot.decode(logits_NV))
+    found["decode"], found["decode, backward"] = _differentiable(twohot.decode, logits_NV.clone())
     found["lambda-return"] = _counts(
         lambda: lambda_return.lambda_return(reward_BT, reward_BT, value_BS, 0.985, 0.95, "current")
     )

@@ -98,6 +98,8 @@ FAULTS = {
         "twohot", "out_NV = grad_N[:, None] * (tl.exp", "out_NV = 1.0 * (tl.exp"
     ),
     "two-hot: symexp without the - 1": Fault("twohot", "tl.exp(size) - 1.0)", "tl.exp(size))"),
+    "decode backward: slope of symexp missing": Fault("twohot", " * tl.exp(tl.abs(y_N))", ""),
+    "decode backward: expected bin not subtracted": Fault("twohot", "[None, :] - y_N[:, None])", "[None, :])"),
     "lambda-return: bootstraps swapped": Fault("lambda_return", "t[None, :] + NEXT", "t[None, :] + 1 - NEXT"),
     "lambda-return: scan in the order of time": Fault("lambda_return", ", reverse=True)", ")"),
     "lambda-return: factor 1 - lambda missing": Fault(

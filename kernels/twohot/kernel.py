@@ -144,6 +144,22 @@ def _decode_fwd(
     tl.store(out_ptr + n, _symexp(tl.sum(p_NV * _bin(v, V, BOUND)[None, :], 1)), mask=is_row_N)
 
 
+@triton.jit
+def _decode_bwd(
+    logits_ptr, grad_ptr, out_ptr, N, V: tl.constexpr, BOUND: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr
+):
+    n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    v = tl.arange(0, BLOCK_V)
+    is_row_N, offset_NV = n < N, n[:, None] * V + v[None, :]
+    logit_NV = _load_logits(logits_ptr, offset_NV, is_row_N, v, V)
+    e_NV = tl.exp(logit_NV - tl.max(logit_NV, 1)[:, None])
+    p_NV = e_NV / tl.sum(e_NV, 1)[:, None]
+    y_N = tl.sum(p_NV * _bin(v, V, BOUND)[None, :], 1)
+    grad_N = tl.load(grad_ptr + n, mask=is_row_N, other=0.0) * tl.exp(tl.abs(y_N))
+    out_NV = grad_N[:, None] * p_NV * (_bin(v, V, BOUND)[None, :] - y_N[:, None])
+    tl.store(out_ptr + offset_NV, out_NV.to(out_ptr.dtype.element_ty), mask=is_row_N[:, None] & (v < V)[None, :])
+
+
 def _blocks(V: int) -> dict[str, int]:
     """Whole rows, as many as fill a tile."""
     BLOCK_V = triton.next_power_of_2(V)
@@ -188,3 +204,13 @@ def decode_fwd(logits_NV: Tensor) -> Tensor:
     blocks = _blocks(V)
     _decode_fwd[(triton.cdiv(N, blocks["BLOCK_N"]),)](logits_NV.contiguous(), x_N, N, V, BOUND, **blocks)
     return x_N
+
+
+def decode_bwd(grad_N: Tensor, logits_NV: Tensor) -> Tensor:
+    """The gradient of the logits, in their dtype."""
+    N, V = logits_NV.shape
+    out_NV = torch.empty((N, V), dtype=logits_NV.dtype, device=logits_NV.device)
+    blocks = _blocks(V)
+    grid = (triton.cdiv(N, blocks["BLOCK_N"]),)
+    _decode_bwd[grid](logits_NV.contiguous(), grad_N.contiguous(), out_NV, N, V, BOUND, **blocks)
+    return out_NV

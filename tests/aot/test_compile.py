@@ -47,6 +47,7 @@ BUDGETS = {
     "_loss_bwd": Budget(48),
     "_encode_fwd": Budget(40),
     "_decode_fwd": Budget(40),
+    "_decode_bwd": Budget(48),
     "_return_fwd": Budget(80),
     "_reach_fwd": Budget(48),
     "_gather_fwd": Budget(72, 4),
@@ -101,6 +102,7 @@ def _loss(dtype: torch.dtype) -> None:
     loss_N, lse_N = twohot.loss_fwd(logits_NV, target_N)
     twohot.loss_bwd(loss_N, logits_NV, target_N, lse_N)
     twohot.decode_fwd(logits_NV)
+    twohot.decode_bwd(loss_N, logits_NV)
 
 
 def _return() -> None:

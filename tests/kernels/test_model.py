@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from storm_fast.agent import Trajectory
+from storm_fast.capture import Watch
 from storm_fast.imagine import Context, Uniforms, rollout
 from storm_fast.kernels.backend import using
 from storm_fast.replay import Batch
@@ -74,6 +76,21 @@ def test_rollout_and_agent_update(changes: dict[str, Any]) -> None:
         return [z_BCZ, *trajectory, *metrics.values(), *torch.autograd.grad(loss, parameters)]
 
     on_both(update)
+
+
+@pytest.mark.parametrize("critic_loss", ["two_hot", "squared"])
+def test_an_agent_update_on_the_kernels_may_be_captured(critic_loss: Literal["two_hot", "squared"]) -> None:
+    agent = networks.agent(critic_loss=critic_loss).to(DEVICE)
+    F, B, T = agent.actor[0].in_features, 4, 3
+    action_BT = torch.arange(B * T, device=DEVICE).view(B, T) % networks.ACTIONS
+    ends_BT = (rand(B, T, seed=2) < 0.2).float()
+    trajectory = Trajectory(rand(B, T + 1, F, seed=0), action_BT, rand(B, T, seed=1), ends_BT)
+    parameters = [p for p in agent.parameters() if p.requires_grad]
+    with using("triton"), Watch() as watch:
+        grads = torch.autograd.grad(agent.loss(trajectory)[0], parameters)
+    assert all(grad.isfinite().all() for grad in grads)
+    names = {name.split(".")[0] for name, _ in watch.shapes}
+    assert ("twohot_decode_backward" in names) == (critic_loss == "squared")
 
 
 @pytest.mark.parametrize("seed", range(3))

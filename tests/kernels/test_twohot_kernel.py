@@ -125,6 +125,27 @@ def test_decode_equals_the_expected_bin(n: int, v: int, dtype: torch.dtype, scal
     torch.testing.assert_close(got_y_N, want_N, rtol=0, atol=ROUNDING)
 
 
+@given(n=ROWS, v=BINS, dtype=st.sampled_from([torch.float32, torch.bfloat16]), scale=SCALES, seed=SEEDS)
+def test_gradient_of_decode_equals_that_of_the_expected_bin(
+    n: int, v: int, dtype: torch.dtype, scale: float, seed: int
+) -> None:
+    logits_NV = fenced(randn(n, v, seed=seed, scale=scale).to(dtype))
+    leaf_NV = logits_NV.double().requires_grad_()
+    bin_V = torch.linspace(-BOUND, BOUND, v, dtype=torch.float64, device=DEVICE)
+    y_N = (leaf_NV.softmax(-1) * bin_V).sum(-1)
+    # Incoming gradients undo the growth of symexp, so that every row weighs the same.
+    grad_N = fenced((randn(n, seed=seed + 1) * (-y_N.detach().abs()).exp()).float())
+    with guarded():
+        got_NV = kernel.decode_bwd(grad_N, logits_NV)
+    assert got_NV.dtype == dtype
+    (exact_NV,) = torch.autograd.grad(y_N, leaf_NV, grad_N.double() * y_N.detach().abs().exp())
+    with torch.no_grad():
+        size_N = grad_N.double().abs() * y_N.abs().exp()
+        terms_NV = size_N[:, None] * leaf_NV.softmax(-1) * (bin_V.abs() + y_N.abs()[:, None])
+    # Saturated, a softmax has next to no gradient.
+    assert_as_exact_as_eager(got_NV, exact_NV, exact_NV, floor=terms_NV.max().item(), may_vanish=scale > 1)
+
+
 @pytest.mark.parametrize("size", [1e-6, 1e-3, 0.1, 0.49, 0.51, 2.0, 19.9])
 def test_small_expectations_keep_their_relative_precision(size: float) -> None:
     # Two bins at -20 and 20; logits that put the expectation at `size`. Checked against the same float32 expectation.
@@ -164,6 +185,7 @@ def test_ops_keep_torchs_contract() -> None:
     torch.library.opcheck(OPS.twohot_loss_backward.default, (loss_N, logits_NV, x_N, lse_N))
     torch.library.opcheck(OPS.twohot_encode.default, (x_N, 7))
     torch.library.opcheck(OPS.twohot_decode.default, (logits_NV.clone().requires_grad_(),))
+    torch.library.opcheck(OPS.twohot_decode_backward.default, (loss_N, logits_NV))
 
 
 @pytest.mark.usefixtures("triton")
