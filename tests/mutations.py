@@ -208,6 +208,20 @@ FAULTS = {
 _LIMIT_S = 300
 TESTS = {"frames": "test_frames.py"}
 
+# pytest on the folder's copy. An editable install's finder comes before all folders: pytest would test the original in
+# place of the copy with the fault.
+RUN = """
+import sys
+folder = sys.argv.pop(1)
+sys.meta_path[:] = [finder for finder in sys.meta_path if type(finder).__module__ != "_editable_skbc_storm_fast"]
+sys.path.insert(0, folder)
+import storm_fast
+if not storm_fast.__file__.startswith(folder):
+    print(f"want the copy in {folder}; got {storm_fast.__file__}")
+    sys.exit(4)  # not 1, which says that a test failed
+import pytest
+sys.exit(pytest.main(sys.argv[1:]))
+"""
 
 Outcome = Literal["passed", "failed", "timeout"]
 
@@ -216,12 +230,9 @@ def outcome(folder: Path, op: str) -> Outcome:
     """What the tests of an operation come to there; those that end in no time have neither passed nor failed."""
     tests = f"tests/kernels/{TESTS.get(op, f'test_{op}_kernel.py')}"
     # The contract with torch and compiling say nothing about values and take longest.
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", tests]
+    command = [sys.executable, "-c", RUN, str(folder), "-x", "-q", "-p", "no:cacheprovider", tests]
     command += ["-k", "not contract and not compiles", "--hypothesis-profile", "first_failure"]
-    # The folder first: an installed copy must not be tested in place of the one with the fault.
-    code = "import sys; sys.path.insert(0, '.'); import storm_fast; assert storm_fast.__file__.startswith(sys.argv[1])"
-    environment = os.environ | {"PYTHONPATH": str(folder), "HYPOTHESIS_STORAGE_DIRECTORY": str(folder / ".hypothesis")}
-    subprocess.run([sys.executable, "-c", code, str(folder)], cwd=folder, env=environment, check=True)
+    environment = os.environ | {"HYPOTHESIS_STORAGE_DIRECTORY": str(folder / ".hypothesis")}
     try:
         done = subprocess.run(
             command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=_LIMIT_S
