@@ -49,6 +49,16 @@ FAULTS = {
     "KL: strides of the window swapped": Fault(
         "categorical", "(n // T) * stride_b + (n % T) * stride_t", "(n // T) * stride_t + (n % T) * stride_b"
     ),
+    "KL: prior read with the posterior's strides": Fault(
+        "categorical",
+        "prior_ptr += _row_start(n, T, prior_stride_b, prior_stride_t)\n    p_GC",
+        "prior_ptr += _row_start(n, T, post_stride_b, post_stride_t)\n    p_GC",
+    ),
+    "KL backward: prior read with the posterior's strides": Fault(
+        "categorical",
+        "prior_ptr += _row_start(n, T, prior_stride_b, prior_stride_t)\n    s_GC",
+        "prior_ptr += _row_start(n, T, post_stride_b, post_stride_t)\n    s_GC",
+    ),
     "KL: free nats never flatten the gradient": Fault(
         "categorical", "tl.where(nats >= free_nats, (1 - UNIMIX) / N, 0.0)", "(1 - UNIMIX) / N"
     ),
@@ -97,7 +107,7 @@ FAULTS = {
     "two-hot backward: incoming gradient ignored": Fault(
         "twohot", "out_NV = grad_N[:, None] * (tl.exp", "out_NV = 1.0 * (tl.exp"
     ),
-    "two-hot: symexp without the - 1": Fault("twohot", "tl.exp(size) - 1.0)", "tl.exp(size))"),
+    "two-hot: symexp without the - 1": Fault("twohot", "tl.exp(tl.abs(y)) - 1.0", "tl.exp(tl.abs(y))"),
     "decode backward: slope of symexp missing": Fault("twohot", " * tl.exp(tl.abs(y_N))", ""),
     "decode backward: expected bin not subtracted": Fault("twohot", "[None, :] - y_N[:, None])", "[None, :])"),
     "lambda-return: bootstraps swapped": Fault("lambda_return", "t[None, :] + NEXT", "t[None, :] + 1 - NEXT"),
@@ -150,6 +160,9 @@ FAULTS = {
     ),
     "step: oldest key forgotten": Fault(
         "attention", "tl.where(s <= place, score_S", "tl.where((s <= place) & (s > 0), score_S"
+    ),
+    "step: a position before the cache written": Fault(
+        "attention", "(place >= 0) & (place < S_CACHE)", "place < S_CACHE"
     ),
     "step: written one place too far": Fault(
         "attention", "tl.store(k_cache_ptr + cache + place * K", "tl.store(k_cache_ptr + cache + (place + 1) * K"

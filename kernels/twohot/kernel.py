@@ -12,23 +12,15 @@ _TILE = 1024  # elements a program holds at once: 8 a thread of 4 warps
 
 @triton.jit
 def _symlog(x):
-    """sign(x) log(1 + |x|); where 1 + |x| rounds to 1 the logarithm is |x| itself."""
-    size = tl.abs(x)
-    one_more = 1.0 + size
-    # The quotient undoes the rounding of 1 + |x|; it is guarded because it would be 0 / 0 or inf / inf at the ends.
-    is_plain = (one_more == 1.0) | (size > 1e6)
-    ratio = tl.where(is_plain, 1.0, size / tl.where(is_plain, 1.0, one_more - 1.0))
-    log = tl.where(one_more == 1.0, size, tl.log(one_more) * ratio)
+    """sign(x) log(1 + |x|), to a rounding of 1: what it is placed between is larger."""
+    log = tl.log(1.0 + tl.abs(x))
     return tl.where(x < 0, -log, log)
 
 
 @triton.jit
 def _symexp(y):
-    """sign(y) (exp(|y|) - 1); by its series below 1/2, where the subtraction would cancel."""
-    size = tl.abs(y)
-    series = 1.0 + size * (1 / 5) * (1.0 + size * (1 / 6) * (1.0 + size * (1 / 7) * (1.0 + size * (1 / 8))))
-    series = size * (1.0 + size * (1 / 2) * (1.0 + size * (1 / 3) * (1.0 + size * (1 / 4) * series)))
-    grown = tl.where(size < 0.5, series, tl.exp(size) - 1.0)
+    """sign(y) (exp(|y|) - 1), to a rounding of 1: y itself is a sum of terms of up to 20."""
+    grown = tl.exp(tl.abs(y)) - 1.0
     return tl.where(y < 0, -grown, grown)
 
 

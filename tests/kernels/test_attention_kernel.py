@@ -264,14 +264,15 @@ def test_each_sequence_steps_at_its_own_position() -> None:
     torch.testing.assert_close(found[1][0][2:3], one_1HK, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("place", [9, 100])
-def test_a_position_beyond_the_cache_reads_and_writes_nothing_outside_it(place: int) -> None:
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # NumPy's, of the interpreter: inf - inf
+@pytest.mark.parametrize("place", [-1, 9, 100])
+def test_a_position_outside_the_cache_reads_and_writes_nothing_outside_it(place: int) -> None:
     B, H, S, K = 2, 1, 9, 16
     k_BHSK, v_BHSK = fenced(randn(B, H, S, K, seed=1)), fenced(randn(B, H, S, K, seed=2))
     before = k_BHSK.clone(), v_BHSK.clone()
     # The last sequence's overrun meets the margin of NaN; the first one's would meet the second's keys.
     got_BHK = kernel.step_fwd(randn(B, 3, H, K, seed=0), k_BHSK, v_BHSK, torch.full((B,), place, device=DEVICE))
-    assert got_BHK.isfinite().all()
+    assert got_BHK.isfinite().all() or place < 0  # before the cache nothing is seen
     assert torch.equal(k_BHSK, before[0])
     assert torch.equal(v_BHSK, before[1])
 

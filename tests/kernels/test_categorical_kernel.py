@@ -134,13 +134,24 @@ def exact_losses(kl_N: Tensor, free_nats: float, per: str) -> Tensor:
     scale=st.sampled_from([1e-3, 1.0, 30.0]),
     free_nats=st.sampled_from([0.0, 1.0]),
     per=st.sampled_from(PERS),
+    is_dense=st.booleans(),
     seed=st.integers(0, 2**31 - 1),
 )
 def test_kl_losses_and_gradients_equal_the_reference(
-    b: int, t: int, g: int, c: int, dtype: torch.dtype, scale: float, free_nats: float, per: str, seed: int
+    b: int,
+    t: int,
+    g: int,
+    c: int,
+    dtype: torch.dtype,
+    scale: float,
+    free_nats: float,
+    per: str,
+    is_dense: bool,
+    seed: int,
 ) -> None:
-    # Windows of steps, as the world model's loss cuts them: other rows must not be touched.
-    post_BTGC = fenced(randn(b, t + 1, g, c, seed=seed, scale=scale).to(dtype))[:, 1:]
+    # Windows of steps, as the world model's loss cuts them: other rows must not be touched. The posterior may be dense,
+    # so that strides of one are none of the other's.
+    post_BTGC = fenced(randn(b, t + 1 - is_dense, g, c, seed=seed, scale=scale).to(dtype))[:, 1 - is_dense :]
     prior_BTGC = fenced(randn(b, t + 1, g, c, seed=seed + 1, scale=scale).to(dtype))[:, :-1]
     weight_3 = torch.tensor([0.5, 0.1, 7.0], device=DEVICE)  # the last, the KL's, is to have no effect
     exact_N = exact_kl(post_BTGC.double(), prior_BTGC.double(), 0.01)
