@@ -98,10 +98,13 @@ backend.register(_OPS)
 def _sample_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     logits_NC, _, ctx.unimix = inputs
     ctx.save_for_backward(logits_NC)
+    ctx.set_materialize_grads(False)  # the output without a gradient would get zeros
     ctx.mark_non_differentiable(output[1])
 
 
-def _sample_grad(ctx: Any, grad_NC: Tensor, _: Tensor | None) -> tuple[Tensor, None, None]:
+def _sample_grad(ctx: Any, grad_NC: Tensor | None, _: None) -> tuple[Tensor | None, None, None]:
+    if grad_NC is None:
+        return None, None, None
     (logits_NC,) = ctx.saved_tensors
     return torch.ops.storm_fast.categorical_sample_backward(grad_NC, logits_NC, ctx.unimix), None, None
 
@@ -112,10 +115,13 @@ torch.library.register_autograd("storm_fast::categorical_sample", _sample_grad, 
 def _kl_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     post_BTGC, prior_BTGC, *ctx.numbers = inputs
     ctx.save_for_backward(post_BTGC, prior_BTGC, *output)
+    ctx.set_materialize_grads(False)  # the output without a gradient would get zeros
     ctx.mark_non_differentiable(output[1])
 
 
-def _kl_grad(ctx: Any, grad_3: Tensor, _: Tensor | None) -> tuple[Tensor, Tensor, None, None, None]:
+def _kl_grad(ctx: Any, grad_3: Tensor | None, _: None) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+    if grad_3 is None:
+        return None, None, None, None, None
     post_BTGC, prior_BTGC = torch.ops.storm_fast.categorical_kl_backward(grad_3, *ctx.saved_tensors, *ctx.numbers)
     return post_BTGC, prior_BTGC, None, None, None
 

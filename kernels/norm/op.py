@@ -87,10 +87,13 @@ backend.register(_OPS)
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     x_ND, residual_MD, weight_D, bias_D, _, ctx.relu, _ = inputs
     ctx.save_for_backward(x_ND, residual_MD, weight_D, bias_D, *output[1:])
+    ctx.set_materialize_grads(False)  # the outputs without a gradient would get zeros
     ctx.mark_non_differentiable(*output[1:])
 
 
-def _grad(ctx: Any, grad_ND: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+def _grad(ctx: Any, grad_ND: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+    if grad_ND is None:
+        return (None,) * 7
     x_ND, residual_MD = ctx.saved_tensors[:2]
     to_x_ND, to_residual_ND, to_weight_D, to_bias_D = torch.ops.storm_fast.layer_norm_backward(
         grad_ND, *ctx.saved_tensors, ctx.relu

@@ -77,10 +77,13 @@ backend.register(_OPS)
 
 def _loss_setup(ctx: Any, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, Tensor]) -> None:
     ctx.save_for_backward(*inputs, output[1])
+    ctx.set_materialize_grads(False)  # the output without a gradient would get zeros
     ctx.mark_non_differentiable(output[1])
 
 
-def _loss_grad(ctx: Any, grad_N: Tensor, _: Tensor | None) -> tuple[Tensor, None]:
+def _loss_grad(ctx: Any, grad_N: Tensor | None, _: None) -> tuple[Tensor | None, None]:
+    if grad_N is None:
+        return None, None
     return torch.ops.storm_fast.twohot_loss_backward(grad_N, *ctx.saved_tensors), None
 
 

@@ -12,6 +12,7 @@ from storm_fast.kernels import attention
 from storm_fast.kernels.attention import kernel, reference
 from storm_fast.kernels.backend import using
 from tests.kernels.harness import (
+    COMPILERS,
     DEVICE,
     DTYPES,
     assert_as_exact_as_eager,
@@ -319,22 +320,38 @@ def test_ops_keep_torchs_contract() -> None:
 
 
 @pytest.mark.usefixtures("triton")
-def test_compiles_without_a_graph_break() -> None:
-    def run(qkv_BT3HK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+@pytest.mark.parametrize("compiler", COMPILERS)
+def test_compiles_without_a_graph_break(compiler: str) -> None:
+    position_B = torch.tensor([4], device=DEVICE)
+
+    def run(qkv_BT3HK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         out = attention.attend(qkv_BT3HK)
         filled = attention.prefill(qkv_BT3HK, k_BHSK, v_BHSK)
-        return out, filled, attention.step(qkv_BT3HK[:, 0], k_BHSK, v_BHSK, 3)
+        stepped = attention.step(qkv_BT3HK[:, 0], k_BHSK, v_BHSK, 3)
+        return out, filled, stepped, attention.step_at(qkv_BT3HK[:, 1], k_BHSK, v_BHSK, position_B)
 
     leaf = randn(1, 3, 3, 2, 4, seed=0).requires_grad_()
     found = []
-    for call in (run, torch.compile(run, fullgraph=True, backend="aot_eager")):
-        caches = torch.zeros(1, 2, 4, 4, device=DEVICE), torch.zeros(1, 2, 4, 4, device=DEVICE)
-        out, filled, stepped = call(leaf, *caches)
-        found.append(
-            (out.detach(), filled.detach(), stepped.detach(), *caches, torch.autograd.grad(out.sum(), leaf)[0])
-        )
+    for call in (run, torch.compile(run, fullgraph=True, backend=compiler)):
+        caches = torch.zeros(1, 2, 5, 4, device=DEVICE), torch.zeros(1, 2, 5, 4, device=DEVICE)
+        out, *others = call(leaf, *caches)
+        found.append((out.detach(), *(x.detach() for x in others), *caches, torch.autograd.grad(out.sum(), leaf)[0]))
     for want, got in zip(*found, strict=True):
         torch.testing.assert_close(got, want)
+
+
+@pytest.mark.usefixtures("triton")
+@pytest.mark.parametrize("compiler", COMPILERS)
+def test_dropout_compiles_without_a_graph_break_and_draws_anew(compiler: str) -> None:
+    qkv_BT3HK = randn(2, 16, 3, 2, 16, seed=0).requires_grad_()
+    call = torch.compile(lambda x_BT3HK: attention.attend(x_BT3HK, 0.5), fullgraph=True, backend=compiler)
+    outs = [call(qkv_BT3HK) for _ in range(2)]
+    assert not torch.equal(*outs)
+    for out_BTHK in outs:
+        # Each value weight is linear in v: what a draw dropped is in its gradient, so that both must be of one seed.
+        (grad_BT3HK,) = torch.autograd.grad(out_BTHK, qkv_BT3HK, torch.ones_like(out_BTHK), retain_graph=True)
+        along = (grad_BT3HK[:, :, 2] * qkv_BT3HK[:, :, 2]).sum()
+        torch.testing.assert_close(along, out_BTHK.sum())
 
 
 @pytest.mark.usefixtures("triton")

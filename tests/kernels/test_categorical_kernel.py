@@ -12,7 +12,7 @@ from torch import Tensor
 from storm_fast.kernels import categorical
 from storm_fast.kernels.backend import using
 from storm_fast.kernels.categorical import reference
-from tests.kernels.harness import DEVICE, DTYPES, assert_as_exact_as_eager, fenced, guarded, rand, randn
+from tests.kernels.harness import COMPILERS, DEVICE, DTYPES, assert_as_exact_as_eager, fenced, guarded, rand, randn
 
 from storm_fast.kernels.categorical import kernel  # isort: skip  # after the interpreter is chosen
 
@@ -287,14 +287,16 @@ def test_ops_keep_torchs_contract() -> None:
 
 
 @pytest.mark.usefixtures("triton")
-def test_compiles_without_a_graph_break() -> None:
+@pytest.mark.parametrize("compiler", COMPILERS)
+def test_compiles_without_a_graph_break(compiler: str) -> None:
     def loss(logits_NGC: Tensor, u_NG: Tensor, prior_NGC: Tensor) -> Tensor:
         drawn = categorical.sample(logits_NGC, u_NG, 0.01).square().sum()
+        drawn += categorical.draw(prior_NGC, u_NG, 0.01).sum()
         return drawn + sum(categorical.kl_losses(logits_NGC, prior_NGC, 0.01, 0.0, "batch")[:2])
 
     leaves = [randn(4, 3, 5, seed=s).requires_grad_() for s in (0, 1)]
     u_NG = rand(4, 3, seed=2)
-    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(loss, fullgraph=True, backend=compiler)
     want, got = loss(leaves[0], u_NG, leaves[1]), compiled(leaves[0], u_NG, leaves[1])
     torch.testing.assert_close(got, want)
     torch.testing.assert_close(torch.autograd.grad(got, leaves), torch.autograd.grad(want, leaves))

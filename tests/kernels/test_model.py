@@ -93,6 +93,17 @@ def test_an_agent_update_on_the_kernels_may_be_captured(critic_loss: Literal["tw
     assert ("twohot_decode_backward" in names) == (critic_loss == "squared")
 
 
+def test_outputs_without_gradient_get_no_zeros() -> None:
+    model = networks.world_model().to(DEVICE)
+    with using("triton"), Watch() as watch:
+        predicted = model(batch().obs_BTYXP, batch().action_BT, rand(2, 5, networks.SMALL.latents, seed=1))
+        before = len(watch.shapes)
+        torch.autograd.grad(predicted.prior_logits_BTGC.sum(), model.transformer.parameters())
+    names = [name.split(".")[0] for name, _ in watch.shapes[before:]]
+    assert "attend_backward" in names
+    assert not {"zeros", "new_zeros", "zeros_like"} & set(names)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_states_and_logits_under_autocast_err_like_eager_autocast(seed: int) -> None:
     # The kernels leave a normalisation in bf16 for the residual too, which eager keeps in float32, but round nothing

@@ -9,7 +9,7 @@ from torch import Tensor
 from storm_fast.kernels import norm
 from storm_fast.kernels.backend import using
 from storm_fast.kernels.norm import kernel
-from tests.kernels.harness import DEVICE, DTYPES, assert_as_exact_as_eager, fenced, guarded, randn
+from tests.kernels.harness import COMPILERS, DEVICE, DTYPES, assert_as_exact_as_eager, fenced, guarded, randn
 
 OPS = torch.ops.storm_fast
 EPS = 1e-5
@@ -247,13 +247,14 @@ def test_ops_keep_torchs_contract(rows: int | None, kind: torch.dtype) -> None:
 
 
 @pytest.mark.usefixtures("triton")
+@pytest.mark.parametrize("compiler", COMPILERS)
 @pytest.mark.parametrize("is_autocast", [False, True])
-def test_compiles_without_a_graph_break(is_autocast: bool) -> None:
+def test_compiles_without_a_graph_break(is_autocast: bool, compiler: str) -> None:
     def total(x_BTD: Tensor, residual_TD: Tensor, weight_D: Tensor) -> Tensor:
         with torch.autocast(DEVICE, torch.bfloat16, enabled=is_autocast):
             return norm.layer_norm(x_BTD, weight_D, weight_D, EPS, residual_TD, relu=True).float().square().sum()
 
     leaves = [x.requires_grad_() for x in (randn(2, 3, 7, seed=0), randn(3, 7, seed=1), randn(7, seed=2))]
-    got, want = torch.compile(total, fullgraph=True, backend="aot_eager")(*leaves), total(*leaves)
+    got, want = torch.compile(total, fullgraph=True, backend=compiler)(*leaves), total(*leaves)
     torch.testing.assert_close(got, want)
     torch.testing.assert_close(torch.autograd.grad(got, leaves), torch.autograd.grad(want, leaves))

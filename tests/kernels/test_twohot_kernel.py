@@ -9,7 +9,7 @@ from torch import Tensor
 from storm_fast.kernels import twohot
 from storm_fast.kernels.backend import using
 from storm_fast.kernels.twohot import kernel, reference
-from tests.kernels.harness import DEVICE, DTYPES, assert_as_exact_as_eager, fenced, guarded, randn
+from tests.kernels.harness import COMPILERS, DEVICE, DTYPES, assert_as_exact_as_eager, fenced, guarded, randn
 
 BOUND = 20.0
 OPS = torch.ops.storm_fast
@@ -179,12 +179,14 @@ def test_ops_keep_torchs_contract() -> None:
 
 
 @pytest.mark.usefixtures("triton")
-def test_compiles_without_a_graph_break() -> None:
+@pytest.mark.parametrize("compiler", COMPILERS)
+def test_compiles_without_a_graph_break(compiler: str) -> None:
     def total(logits_NV: Tensor, x_N: Tensor) -> Tensor:
-        return twohot.loss(logits_NV, x_N).sum() + twohot.decode(logits_NV).sum()
+        encoded_NV = twohot.encode(x_N, logits_NV.shape[-1])
+        return (twohot.loss(logits_NV, x_N) + twohot.decode(logits_NV)).sum() + (encoded_NV * logits_NV).sum()
 
     leaf_NV, x_N = randn(3, 7, seed=0).requires_grad_(), values(3, seed=1)
-    got, want = torch.compile(total, fullgraph=True, backend="aot_eager")(leaf_NV, x_N), total(leaf_NV, x_N)
+    got, want = torch.compile(total, fullgraph=True, backend=compiler)(leaf_NV, x_N), total(leaf_NV, x_N)
     torch.testing.assert_close(got, want)
     torch.testing.assert_close(torch.autograd.grad(got, leaf_NV), torch.autograd.grad(want, leaf_NV))
 
