@@ -309,3 +309,15 @@ def test_large_shapes_draw_the_classes_of_the_reference(seed: int) -> None:
     logits_NC, u_N = randn(1024 * 32, 32, seed=seed).bfloat16(), rand(1024 * 32, seed=seed + 1)
     clear_N = is_clear(logits_NC, u_N, 0.01)
     assert torch.equal(kernel.draw_fwd(logits_NC, u_N, 0.01)[clear_N], reference.draw(logits_NC, u_N, 0.01)[clear_N])
+
+
+@pytest.mark.gpu
+def test_draws_beyond_two_to_the_31_elements_are_those_of_their_own_rows() -> None:
+    N, C, last = 2**26 + 1, 32, 1000
+    logits_NC, u_N = torch.zeros(N, C, dtype=torch.bfloat16, device=DEVICE), torch.full((N,), 0.49, device=DEVICE)
+    logits_NC[-last:], u_N[-last:] = randn(last, C, seed=0).bfloat16(), rand(last, seed=1)
+    index_N = kernel.draw_fwd(logits_NC, u_N, 0.01)
+    assert (index_N[:-last] == 15).all()  # of 32 equal ones: 15 / 32 <= 0.49 < 16 / 32
+    end_NC, end_N = logits_NC[-last:], u_N[-last:]
+    clear_N = is_clear(end_NC, end_N, 0.01)
+    assert torch.equal(index_N[-last:][clear_N], reference.draw(end_NC, end_N, 0.01)[clear_N])
