@@ -131,8 +131,7 @@ def layer_norm(
 ) -> Tensor:
     """LayerNorm(x + residual) over the last axis, with or without a ReLU behind it; see `reference.layer_norm`.
 
-    The kernel leaves what the next product reads, autocast's dtype where that is on and x's elsewhere; its sum with the
-    residual and all behind it are float32, rounded once.
+    The kernel's sum with the residual and all behind it are float32, rounded once.
 
     Raises:
         ValueError: where weight or bias is not [D], D is above 4096, or the residual has neither the shape of x nor
@@ -141,8 +140,7 @@ def layer_norm(
     _check(x_ND, weight_D, bias_D, residual_ND)
     if not backend.is_triton(x_ND):
         return reference.layer_norm(x_ND, weight_D, bias_D, eps, residual_ND, relu)
-    D, device = x_ND.shape[-1], x_ND.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_ND.dtype
+    D, dtype = x_ND.shape[-1], reference.result_dtype(x_ND, residual_ND)
     residual_MD = None if residual_ND is None else residual_ND.reshape(-1, D)
     y_ND: Tensor = torch.ops.storm_fast.layer_norm(
         x_ND.reshape(-1, D), residual_MD, weight_D, bias_D, eps, relu, dtype

@@ -11,6 +11,7 @@ from storm_fast.agent import Trajectory
 from storm_fast.capture import Watch
 from storm_fast.imagine import Context, Uniforms, rollout
 from storm_fast.kernels.backend import using
+from storm_fast.kernels.norm import reference
 from storm_fast.replay import Batch
 from tests import networks
 from tests.kernels.harness import DEVICE, rand
@@ -105,9 +106,10 @@ def test_outputs_without_gradient_get_no_zeros() -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_states_and_logits_under_autocast_err_like_eager_autocast(seed: int) -> None:
-    # The kernels leave a normalisation in bf16 for the residual too, which eager keeps in float32, but round nothing
-    # between a sum, its normalisation and a ReLU.
+def test_states_and_logits_under_autocast_err_like_eager_autocast(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As a GPU's autocast: both leave a normalisation in bf16, for the residual too. The kernels round nothing between a
+    # sum, its normalisation and a ReLU.
+    monkeypatch.setattr(reference, "NARROWED", (DEVICE,))
     model = networks.world_model().to(DEVICE).eval()
     z_BTZ = rand(4, 6, networks.SMALL.latents * networks.SMALL.classes, seed=seed)
     action_BT = torch.arange(24, device=DEVICE).view(4, 6) % networks.ACTIONS
