@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.forms import DEVICE, IS_GPU
 from storm_fast.config import preset
-from storm_fast.kernels import attention, backend, categorical, frames, lambda_return, norm, twohot
+from storm_fast.kernels import attention, backend, categorical, frames, lambda_return, norm, reconstruction, twohot
 from storm_fast.precision import choose
 
 _FREE = {"empty", "empty_like", "new_empty", "detach", "_unsafe_view", "set_", "alias"}
@@ -138,6 +138,10 @@ def tables() -> dict[str, tuple[int, int]]:
     found["prefill"] = _counts(lambda: attention.prefill(qkv_BT3HK, k_BHSK, v_BHSK))
     qkv_B3HK = qkv_BT3HK[:, 0].contiguous()
     found["step"] = _counts(lambda: attention.step(qkv_B3HK, k_BHSK, v_BHSK, 8))
+    found["reconstruction"], found["reconstruction, backward"] = _differentiable(
+        lambda x: reconstruction.squared_error(x, obs_NYXP),
+        _bf16(3, 3, 64, 64).contiguous(memory_format=torch.channels_last),
+    )
     x_ND, weight_D = _bf16(8, 512), torch.ones(512)
 
     def normed(x_ND: Tensor, residual_ND: Tensor | None, relu: bool) -> Tensor:

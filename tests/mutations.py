@@ -173,6 +173,17 @@ FAULTS = {
     ),
     "frames: index ignored": Fault("frames", "row = tl.load(index_ptr + n) if GATHER else n", "row = n"),
     "frames: mean added": Fault("frames", "x -= tl.load(mean_ptr", "x += tl.load(mean_ptr"),
+    "reconstruction: not scaled": Fault("reconstruction", ".to(tl.float32) / 255.0", ".to(tl.float32) / 256.0"),
+    "reconstruction: rows and colours exchanged": Fault(
+        "reconstruction", "(o % PIXELS) * P + o // PIXELS", "(o // P) + (o % P) * PIXELS"
+    ),
+    "reconstruction: only a frame's last tile counted": Fault(
+        "reconstruction", "sum_O += error_O * error_O", "sum_O = error_O * error_O"
+    ),
+    "reconstruction backward: factor 2 missing": Fault("reconstruction", "2.0 * tl.load(grad_ptr", "tl.load(grad_ptr"),
+    "reconstruction backward: every frame the first one's gradient": Fault(
+        "reconstruction", "tl.load(grad_ptr + n)", "tl.load(grad_ptr)"
+    ),
     "norm: eps missing": Fault("norm", "off_ND * off_ND, 1) / D + eps)", "off_ND * off_ND, 1) / D + 0.0 * eps)"),
     "norm: variance as the mean of squares less the square of the mean": Fault(
         "norm", "tl.sum(off_ND * off_ND, 1) / D + eps", "tl.sum(sum_ND * sum_ND, 1) / D - mean_N * mean_N + eps"
