@@ -37,8 +37,8 @@ FAULTS = {
     "draw: one class too far": Fault("categorical", "(c < C - 1)[None, :]\n", "(c < C)[None, :]\n"),
     "draw: rows of the tail not masked": Fault(
         "categorical",
-        "tl.store(index_ptr + n, index_N.to(tl.int64), mask=is_row_N)",
-        "tl.store(index_ptr + n, index_N.to(tl.int64))",
+        "tl.store(out_ptr + n, index_N.to(tl.int64), mask=is_row_N)",
+        "tl.store(out_ptr + n, index_N.to(tl.int64))",
     ),
     "sample backward: factor 1 - unimix missing": Fault(
         "categorical", "grad_NC = (1 - UNIMIX) * tl.load", "grad_NC = tl.load"

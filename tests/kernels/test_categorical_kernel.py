@@ -41,12 +41,11 @@ def test_kernel_draws_the_class_of_its_reference(
 ) -> None:
     logits_NC, u_N = fenced(randn(n, c, seed=seed, scale=scale).to(dtype)), fenced(rand(n, seed=seed + 1))
     with guarded():
-        onehot_NC, index_N = kernel.sample_fwd(logits_NC, u_N, unimix)
-        drawn_N = kernel.draw_fwd(logits_NC, u_N, unimix)
+        onehot_NC = kernel.sample_fwd(logits_NC, u_N, unimix)
+        index_N = kernel.draw_fwd(logits_NC, u_N, unimix)
     want_N, clear_N = reference.draw(logits_NC, u_N, unimix), is_clear(logits_NC, u_N, unimix)
     assert index_N.dtype == torch.int64
     assert torch.equal(index_N[clear_N], want_N[clear_N])
-    assert torch.equal(drawn_N, index_N)
     assert onehot_NC.dtype == dtype
     assert torch.equal(onehot_NC, torch.nn.functional.one_hot(index_N, c).to(dtype))
 
@@ -59,8 +58,8 @@ def test_kernel_draws_at_the_edges_as_its_reference_does() -> None:
     # Float32 sums of all probabilities often end below such a draw; the class must exist all the same.
     many_NC, below_N = randn(500, 33, seed=0), torch.full((500,), below_1, device=DEVICE)
     assert (many_NC.softmax(-1).cumsum(-1)[:, -1] <= below_1).any()
-    onehot_NC, index_N = kernel.sample_fwd(many_NC, below_N, 0.0)
-    assert index_N.max() == 32
+    onehot_NC = kernel.sample_fwd(many_NC, below_N, 0.0)
+    assert onehot_NC.argmax(-1).max() == 32
     assert (onehot_NC.sum(-1) == 1).all()
     impossible_NC = torch.tensor([[-torch.inf, 0.0, -torch.inf]], device=DEVICE)
     assert kernel.draw_fwd(impossible_NC, torch.zeros(1, device=DEVICE), 0.0).tolist() == [1]
