@@ -26,7 +26,7 @@ OPS = torch.ops.storm_fast
 
 LENGTHS = st.sampled_from([1, 2, 15, 17, 63, 64, 65, 128])
 WIDTHS = st.sampled_from([1, 16, 17, 64, 128])
-SCALES = st.sampled_from([1e-3, 1.0, 10.0])
+SCALES = st.sampled_from([1e-3, 1.0, 30.0])
 SEEDS = st.integers(0, 2**31 - 1)
 
 
@@ -134,7 +134,7 @@ def test_values_and_gradients_equal_the_reference_under_the_same_dropout(
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("scale", [1e-3, 1.0, 10.0])
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 30.0])
 def test_zero_and_negated_results_are_outside_of_every_tolerance(scale: float, dtype: torch.dtype) -> None:
     for t in (1, 2, 17, 64, 65, 128):
         for k in (1, 16, 17, 64, 128):
