@@ -77,6 +77,22 @@ def bench_train(compare: Compare, dropout: float, form: str) -> None:
 
 
 @in_forms(*OPERATION, "sdpa")
+@pytest.mark.parametrize("B", [1, 16], ids=["one", "many"])
+def bench_act(compare: Compare, B: int, form: str) -> None:
+    """What acting runs: forward alone, over the newest 16 steps of each game."""
+    T = 16
+
+    def subject() -> Subject:
+        return Subject(
+            inputs=lambda: (tokens(B, T, 3, H, K),),
+            forms=operation_forms(attention.attend, sdpa=lambda qkv: sdpa(qkv, 0.0)),
+            cost=Cost(flops=2 * B * H * T * (T + 1) * K, bytes=4 * B * T * H * K * DTYPE.itemsize),
+        )
+
+    compare(f"attention, forward, {B} x {T}", form, subject)
+
+
+@in_forms(*OPERATION, "sdpa")
 def bench_prefill(compare: Compare, form: str) -> None:
     B, T, S = 1024, 8, 24
 
@@ -117,10 +133,17 @@ def bench_step(compare: Compare, position: int, form: str) -> None:
     compare(f"attention, step {position}, {B}", form, subject)
 
 
-@in_forms(*OPERATION)
+@in_forms(*OPERATION, "sdpa")
 def bench_step_at(compare: Compare, form: str) -> None:
-    """Acting: one game, the newest of 16 steps, its position on the device."""
+    """One game, the newest of 16 steps, its position on the device: for others, since acting is `bench_act`."""
     B, S = 1, 16
+
+    def peer(qkv_B3HK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, position_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q_BHK, k_BHK, v_BHK = qkv_B3HK.unbind(1)
+        row_B = torch.arange(B, device=DEVICE)
+        k_BHSK[row_B, :, position_B], v_BHSK[row_B, :, position_B] = k_BHK, v_BHK
+        seen_B11S = (torch.arange(S, device=DEVICE) <= position_B[:, None])[:, None, None]
+        return fused(q_BHK[:, :, None], k_BHSK, v_BHSK, attn_mask=seen_B11S)[:, :, 0], k_BHSK, v_BHSK
 
     def subject() -> Subject:
         size = B * H * K * DTYPE.itemsize
@@ -131,7 +154,7 @@ def bench_step_at(compare: Compare, form: str) -> None:
                 tokens(B, H, S, K),
                 torch.full((B,), S - 1, device=DEVICE),
             ),
-            forms=operation_forms(lambda qkv, k, v, at: (attention.step_at(qkv, k, v, at), k, v)),
+            forms=operation_forms(lambda qkv, k, v, at: (attention.step_at(qkv, k, v, at), k, v), sdpa=peer),
             cost=Cost(flops=4 * B * H * S * K, bytes=(3 + 2 * (S - 1) + 2 + 1) * size),
         )
 

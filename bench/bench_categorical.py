@@ -39,6 +39,29 @@ def bench_sample(compare: Compare, rows: int, form: str) -> None:
 
 
 @in_forms(*OPERATION)
+def bench_sample_and_gradient(compare: Compare, form: str) -> None:
+    rows = 1024
+    N = rows * G
+
+    def call(x: Tensor, u: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(categorical.sample(x, u, 0.01), x, grad)
+
+    def subject() -> Subject:
+        return Subject(
+            inputs=lambda: (
+                logits(rows, G, C).requires_grad_(),
+                torch.rand(rows, G, device=DEVICE),
+                logits(rows, G, C),
+            ),
+            forms=operation_forms(call),
+            # Forward reads logits and writes the sample; backward reads logits and gradient and writes one.
+            cost=Cost(flops=13 * N * C, bytes=N * (5 * C * DTYPE.itemsize + 4)),
+        )
+
+    compare(f"latents drawn, and gradient, {rows} x {G} x {C}", form, subject)
+
+
+@in_forms(*OPERATION)
 @pytest.mark.parametrize("rows", [1, 1024], ids=["act", "imagine"])
 def bench_draw(compare: Compare, rows: int, form: str) -> None:
     actions = 18

@@ -42,6 +42,25 @@ def bench_norm(compare: Compare, N: int, kind: str, form: str) -> None:
 
 
 @in_forms(*OPERATION)
+@pytest.mark.parametrize(("B", "T"), [(1024, 1), (1024, 8), (16, 64)], ids=["imagine", "context", "model"])
+def bench_norm_and_positions(compare: Compare, B: int, T: int, form: str) -> None:
+    """What begins the sequence model: each step's token and the table's row of its position, normalised."""
+
+    def subject() -> Subject:
+        return Subject(
+            inputs=lambda: (
+                torch.randn(B, T, D, device=DEVICE).to(DTYPE),
+                *torch.randn(2, D, device=DEVICE).unbind(),
+                torch.randn(T, D, device=DEVICE),
+            ),
+            forms=operation_forms(normed),
+            cost=Cost(flops=8 * B * T * D, bytes=2 * B * T * D * DTYPE.itemsize + 4 * T * D + 8 * D),
+        )
+
+    compare(f"layer norm and positions, {B} x {T} x {D}", form, subject)
+
+
+@in_forms(*OPERATION)
 @pytest.mark.parametrize(("N", "kind"), [(1024, "residual"), (16 * 1024, "relu")], ids=["model", "agent"])
 def bench_norm_and_gradients(compare: Compare, N: int, kind: str, form: str) -> None:
     def call(grad_ND: Tensor, *leaves: Tensor) -> tuple[Tensor, ...]:

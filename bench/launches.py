@@ -4,13 +4,14 @@
 the released code where STORM_RELEASED names a checkout. A captured phase is one launch of the host; what its graph
 holds is the column of the kernels.
 
-Of the references, the ATen calls that are neither views nor allocations; of the kernels, the launches of Triton.
-Neither depends on the sizes, except that the reference of the lambda-return loops over its horizon of 16.
+On a CPU, the ATen calls that are neither views nor allocations, of the kernels with Triton's launches, none of which
+runs. On a GPU, what the profiler saw the device do. Neither depends on the sizes, except that the reference of the
+lambda-return loops over its horizon of 16.
 """
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 from unittest import mock
@@ -19,8 +20,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from bench.forms import DEVICE, IS_GPU
 from storm_fast.config import preset
-from storm_fast.kernels import attention, backend, categorical, frames, lambda_return, norm, twohot
+from storm_fast.kernels import attention, backend, categorical, frames, lambda_return, norm, reconstruction, twohot
 from storm_fast.precision import choose
 
 _FREE = {"empty", "empty_like", "new_empty", "detach", "_unsafe_view", "set_", "alias"}
@@ -30,19 +32,43 @@ class _Counter(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.launches = 0
+        dense = Tensor.contiguous
+
+        def contiguous(x: Tensor) -> Tensor:
+            self.launches += not x.is_contiguous()
+            return dense(x)
+
+        self._contiguous = contiguous
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         del types
+        if func.namespace == "storm_fast":  # one of ours, inside of which this mode is off
+            with mock.patch.object(Tensor, "contiguous", self._contiguous):
+                return func(*args, **(kwargs or {}))
         if not func.is_view and func.namespace == "aten" and func.__name__.split(".")[0] not in _FREE:
             self.launches += 1
         return func(*args, **(kwargs or {}))
 
 
-def count(call: Callable[[], object]) -> int:
+def count(call: Callable[[], object], kernels: backend.Backend) -> int:
     """Launches of one call, backward passes in it included."""
-    with _Counter() as counter:
+    with backend.using(kernels):
+        if IS_GPU:
+            return _seen_by_the_profiler(call)
+        names: list[str] = []
+        with _recorded(names) if kernels == "triton" else nullcontext(), _Counter() as counter:
+            call()
+        return counter.launches + len(names)
+
+
+def _seen_by_the_profiler(call: Callable[[], object]) -> int:
+    """Kernels, copies and fills that the device ran; the first call compiles."""
+    call()
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         call()
-    return counter.launches
+        torch.cuda.synchronize()
+    return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in profile.events())
 
 
 @contextmanager
@@ -62,12 +88,7 @@ def _recorded(names: list[str]) -> Iterator[None]:
 
 def _counts(call: Callable[[], object]) -> tuple[int, int]:
     """Launches of the reference and of the kernels."""
-    with backend.using("reference"):
-        eager = count(call)
-    names: list[str] = []
-    with backend.using("triton"), _recorded(names):
-        call()
-    return eager, len(names)
+    return count(call, "reference"), count(call, "triton")
 
 
 def _bf16(*shape: int) -> Tensor:
@@ -77,8 +98,8 @@ def _bf16(*shape: int) -> Tensor:
 def _differentiable(forward: Callable[[Tensor], Tensor], x: Tensor) -> tuple[tuple[int, int], tuple[int, int]]:
     """Counts of the forward pass, and of the backward pass alone."""
     x.requires_grad_()
-    shape = forward(x.detach())
-    grad = torch.ones_like(shape)
+    out = forward(x.detach())
+    grad = torch.ones(out.shape, dtype=out.dtype)  # dense, as what follows leaves it
     there = _counts(lambda: forward(x))
     both = _counts(lambda: torch.autograd.grad(forward(x), x, grad))
     return there, (both[0] - there[0], both[1] - there[1])
@@ -106,7 +127,7 @@ def tables() -> dict[str, tuple[int, int]]:
     found["KL losses"], found["KL losses, backward"] = there, (both[0] - there[0], both[1] - there[1])
     found["loss"], found["loss, backward"] = _differentiable(lambda x: twohot.loss(x, x_N), logits_NV.clone())
     found["encode"] = _counts(lambda: twohot.encode(x_N, 255))
-    found["decode"] = _counts(lambda: twohot.decode(logits_NV))
+    found["decode"], found["decode, backward"] = _differentiable(twohot.decode, logits_NV.clone())
     found["lambda-return"] = _counts(
         lambda: lambda_return.lambda_return(reward_BT, reward_BT, value_BS, 0.985, 0.95, "current")
     )
@@ -115,7 +136,12 @@ def tables() -> dict[str, tuple[int, int]]:
         lambda x: attention.attend(x, 0.1), qkv_BT3HK.clone()
     )
     found["prefill"] = _counts(lambda: attention.prefill(qkv_BT3HK, k_BHSK, v_BHSK))
-    found["step"] = _counts(lambda: attention.step(qkv_BT3HK[:, 0], k_BHSK, v_BHSK, 8))
+    qkv_B3HK = qkv_BT3HK[:, 0].contiguous()
+    found["step"] = _counts(lambda: attention.step(qkv_B3HK, k_BHSK, v_BHSK, 8))
+    found["reconstruction"], found["reconstruction, backward"] = _differentiable(
+        lambda x: reconstruction.squared_error(x, obs_NYXP),
+        _bf16(3, 3, 64, 64).contiguous(memory_format=torch.channels_last),
+    )
     x_ND, weight_D = _bf16(8, 512), torch.ones(512)
 
     def normed(x_ND: Tensor, residual_ND: Tensor | None, relu: bool) -> Tensor:
@@ -150,24 +176,18 @@ def phases() -> dict[str, dict[str, int]]:
     from bench.ours import ACTIONS, Ours
     from bench.released import Released, why_absent
 
-    config, precision = preset("storm"), choose("cpu", "bf16")
+    config, precision = preset("storm"), choose(DEVICE.type, "bf16")
     config = replace(config, loop=replace(config.loop, capacity=2000))
     forms: dict[str, Any] = {"eager": Ours(config, precision), "kernels": Ours(config, precision)}
     if why_absent() is None:
-        forms["released"] = Released(torch.device("cpu"), ACTIONS, torch.bfloat16)
+        forms["released"] = Released(DEVICE, ACTIONS, torch.bfloat16)
     found: dict[str, dict[str, int]] = {}
     for phase in forms["eager"].calls:
         for name, form in forms.items():
-            names: list[str] = []
             call = form.calls[phase]
-            call()  # the first makes an optimiser's moments
-            if name == "kernels":
-                with backend.using("triton"), _recorded(names), _Counter() as counter:
-                    call()
-            else:
-                with backend.using("reference"), _Counter() as counter:
-                    call()
-            found.setdefault(phase, {})[name] = counter.launches + len(names)
+            with backend.using("reference"):
+                call()  # the first makes an optimiser's moments
+            found.setdefault(phase, {})[name] = count(call, "triton" if name == "kernels" else "reference")
     return found
 
 
@@ -180,6 +200,7 @@ def _print_phases() -> None:
 
 
 if __name__ == "__main__":
+    torch.set_default_device(DEVICE)
     if sys.argv[1:] == ["phases"]:
         _print_phases()
         sys.exit()

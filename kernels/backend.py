@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import wraps
 from typing import Any, Literal
 
 import torch
@@ -50,13 +51,26 @@ def is_triton(x: Tensor) -> bool:
     return _chosen == "triton" or (_chosen == "auto" and x.is_cuda)
 
 
+def _on_its_device(launch: Callable[..., Any]) -> Callable[..., Any]:
+    """The launch where its first argument lies: Triton would launch on the current device, whichever that is."""
+
+    @wraps(launch)
+    def guarded(x: Tensor, *rest: Any) -> Any:
+        with torch.cuda.device_of(x):
+            return launch(x, *rest)
+
+    return guarded
+
+
 def register(ops: Ops) -> None:
     """Define torch ops `storm_fast::...` from their schemas, each with what runs it and what tells its shapes.
 
-    What runs it launches a kernel, on any device: a CPU tensor reaches it in Triton's interpreter alone.
+    What runs it launches a kernel, on any device, that of its first argument, a tensor: one of a CPU reaches it in
+    Triton's interpreter alone.
     """
     for schema, (launch, fake) in ops.items():
         name = "storm_fast::" + schema[: schema.index("(")]
         torch.library.define(name, schema[schema.index("(") :])
-        torch.library.impl(name, ("cpu", "cuda"), launch)
+        torch.library.impl(name, "cpu", launch)
+        torch.library.impl(name, "cuda", _on_its_device(launch))
         torch.library.register_fake(name, fake)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from storm_fast.config import ModelConfig
-from storm_fast.kernels import categorical, frames, twohot
+from storm_fast.kernels import categorical, frames, reconstruction, twohot
 from storm_fast.kernels.conv_relu import conv_relu
 from storm_fast.mlp import mlp
 from storm_fast.replay import Batch
@@ -150,11 +150,7 @@ class WorldModel(nn.Module):
     def loss(self, batch: Batch, predicted: Predictions) -> tuple[Tensor, dict[str, Tensor]]:
         """The world model's loss (STORM eq. 3) and its parts, averaged over batch and time, all 0-d float32."""
         c = self.config
-        # In place, and one fused difference and square: on a CPU each further pass over the frames costs as much as a
-        # convolution.
-        target_BTPYX = batch.obs_BTYXP.permute(0, 1, 4, 2, 3).float().div_(255)
-        squared_BTPYX = nn.functional.mse_loss(predicted.image_BTPYX.float(), target_BTPYX, reduction="none")
-        squared_BT = squared_BTPYX.sum((2, 3, 4))
+        squared_BT = reconstruction.squared_error(predicted.image_BTPYX, batch.obs_BTYXP)
         if c.decoder_input == "prior":
             squared_BT = squared_BT[:, 1:]
         end_BT = batch.end_BT.float()

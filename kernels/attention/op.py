@@ -86,10 +86,13 @@ backend.register(_OPS)
 def _attend_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     qkv_BT3HK, seed, ctx.dropout = inputs
     ctx.save_for_backward(qkv_BT3HK, seed, *output)
+    ctx.set_materialize_grads(False)  # the output without a gradient would get zeros
     ctx.mark_non_differentiable(output[1])
 
 
-def _attend_grad(ctx: Any, grad_BTHK: Tensor, _: Tensor | None) -> tuple[Tensor, None, None]:
+def _attend_grad(ctx: Any, grad_BTHK: Tensor | None, _: None) -> tuple[Tensor | None, None, None]:
+    if grad_BTHK is None:
+        return None, None, None
     return torch.ops.storm_fast.attend_backward(grad_BTHK, *ctx.saved_tensors, ctx.dropout), None, None
 
 

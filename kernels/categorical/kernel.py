@@ -26,8 +26,7 @@ def _load_logits(ptr, offset_NC, is_row_N, c, C: tl.constexpr):
 def _sample_fwd(
     logits_ptr,
     u_ptr,
-    onehot_ptr,
-    index_ptr,
+    out_ptr,
     N,
     C: tl.constexpr,
     UNIMIX: tl.constexpr,
@@ -43,12 +42,13 @@ def _sample_fwd(
     # The last edge is left out: rounding may put it below 1, and no draw may pass it.
     is_passed_NC = (tl.cumsum(p_NC, 1) <= u_N[:, None]) & (c < C - 1)[None, :]
     index_N = tl.sum(is_passed_NC.to(tl.int32), 1)
-    tl.store(index_ptr + n, index_N.to(tl.int64), mask=is_row_N)
     if ONEHOT:
         # No class can be drawn where a probability is no number: the sample is none either.
         onehot_NC = tl.where(p_NC == p_NC, (c[None, :] == index_N[:, None]).to(tl.float32), float("nan"))
         is_kept_NC = is_row_N[:, None] & (c < C)[None, :]
-        tl.store(onehot_ptr + offset_NC, onehot_NC.to(onehot_ptr.dtype.element_ty), mask=is_kept_NC)
+        tl.store(out_ptr + offset_NC, onehot_NC.to(out_ptr.dtype.element_ty), mask=is_kept_NC)
+    else:
+        tl.store(out_ptr + n, index_N.to(tl.int64), mask=is_row_N)
 
 
 @triton.jit
@@ -179,24 +179,23 @@ def _blocks(C: int) -> dict[str, int]:
     return {"BLOCK_N": max(1, _TILE // BLOCK_C), "BLOCK_C": BLOCK_C}
 
 
-def sample_fwd(logits_NC: Tensor, u_N: Tensor, unimix: float) -> tuple[Tensor, Tensor]:
-    """One-hot draws in the dtype of the logits and their classes, int64."""
+def sample_fwd(logits_NC: Tensor, u_N: Tensor, unimix: float) -> Tensor:
+    """One-hot draws in the dtype of the logits."""
     N, C = logits_NC.shape
     onehot_NC = torch.empty((N, C), dtype=logits_NC.dtype, device=logits_NC.device)
-    index_N = torch.empty((N,), dtype=torch.int64, device=logits_NC.device)
     blocks = _blocks(C)
     grid = (triton.cdiv(N, blocks["BLOCK_N"]),)
-    _sample_fwd[grid](logits_NC.contiguous(), u_N.contiguous(), onehot_NC, index_N, N, C, unimix, True, **blocks)
-    return onehot_NC, index_N
+    _sample_fwd[grid](logits_NC.contiguous(), u_N.contiguous(), onehot_NC, N, C, unimix, True, **blocks)
+    return onehot_NC
 
 
 def draw_fwd(logits_NC: Tensor, u_N: Tensor, unimix: float) -> Tensor:
-    """The classes alone."""
+    """The classes, int64."""
     N, C = logits_NC.shape
     index_N = torch.empty((N,), dtype=torch.int64, device=logits_NC.device)
     blocks = _blocks(C)
     grid = (triton.cdiv(N, blocks["BLOCK_N"]),)
-    _sample_fwd[grid](logits_NC.contiguous(), u_N.contiguous(), index_N, index_N, N, C, unimix, False, **blocks)
+    _sample_fwd[grid](logits_NC.contiguous(), u_N.contiguous(), index_N, N, C, unimix, False, **blocks)
     return index_N
 
 

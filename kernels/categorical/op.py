@@ -11,15 +11,14 @@ from storm_fast.kernels.categorical import reference
 # kernel.py is imported where it runs: a process that uses the references alone never loads Triton.
 
 
-def _sample(logits_NC: Tensor, u_N: Tensor, unimix: float) -> tuple[Tensor, Tensor]:
+def _sample(logits_NC: Tensor, u_N: Tensor, unimix: float) -> Tensor:
     from storm_fast.kernels.categorical import kernel
 
     return kernel.sample_fwd(logits_NC, u_N, unimix)
 
 
-def _sample_fake(logits_NC: Tensor, u_N: Tensor, unimix: float) -> tuple[Tensor, Tensor]:
-    N, C = logits_NC.shape
-    return logits_NC.new_empty((N, C)), logits_NC.new_empty((N,), dtype=torch.int64)
+def _sample_fake(logits_NC: Tensor, u_N: Tensor, unimix: float) -> Tensor:
+    return logits_NC.new_empty(logits_NC.shape)
 
 
 def _draw(logits_NC: Tensor, u_N: Tensor, unimix: float) -> Tensor:
@@ -79,7 +78,7 @@ def _kl_backward_fake(
 
 
 _OPS: backend.Ops = {
-    "categorical_sample(Tensor logits, Tensor u, float unimix) -> (Tensor, Tensor)": (_sample, _sample_fake),
+    "categorical_sample(Tensor logits, Tensor u, float unimix) -> Tensor": (_sample, _sample_fake),
     "categorical_draw(Tensor logits, Tensor u, float unimix) -> Tensor": (_draw, _draw_fake),
     "categorical_sample_backward(Tensor grad, Tensor logits, float unimix) -> Tensor": (
         _sample_backward,
@@ -95,13 +94,12 @@ _OPS: backend.Ops = {
 backend.register(_OPS)
 
 
-def _sample_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _sample_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     logits_NC, _, ctx.unimix = inputs
     ctx.save_for_backward(logits_NC)
-    ctx.mark_non_differentiable(output[1])
 
 
-def _sample_grad(ctx: Any, grad_NC: Tensor, _: Tensor | None) -> tuple[Tensor, None, None]:
+def _sample_grad(ctx: Any, grad_NC: Tensor) -> tuple[Tensor, None, None]:
     (logits_NC,) = ctx.saved_tensors
     return torch.ops.storm_fast.categorical_sample_backward(grad_NC, logits_NC, ctx.unimix), None, None
 
@@ -112,10 +110,13 @@ torch.library.register_autograd("storm_fast::categorical_sample", _sample_grad, 
 def _kl_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     post_BTGC, prior_BTGC, *ctx.numbers = inputs
     ctx.save_for_backward(post_BTGC, prior_BTGC, *output)
+    ctx.set_materialize_grads(False)  # the output without a gradient would get zeros
     ctx.mark_non_differentiable(output[1])
 
 
-def _kl_grad(ctx: Any, grad_3: Tensor, _: Tensor | None) -> tuple[Tensor, Tensor, None, None, None]:
+def _kl_grad(ctx: Any, grad_3: Tensor | None, _: None) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+    if grad_3 is None:
+        return None, None, None, None, None
     post_BTGC, prior_BTGC = torch.ops.storm_fast.categorical_kl_backward(grad_3, *ctx.saved_tensors, *ctx.numbers)
     return post_BTGC, prior_BTGC, None, None, None
 
@@ -154,7 +155,7 @@ def sample(logits_NC: Tensor, u_N: Tensor, unimix: float) -> Tensor:
         return reference.sample(logits_NC, u_N, unimix)
     onehot_NC: Tensor = torch.ops.storm_fast.categorical_sample(
         logits_NC.reshape(-1, logits_NC.shape[-1]), u_N.flatten(), unimix
-    )[0]
+    )
     return onehot_NC.view(logits_NC.shape)
 
 

@@ -87,10 +87,13 @@ backend.register(_OPS)
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     x_ND, residual_MD, weight_D, bias_D, _, ctx.relu, _ = inputs
     ctx.save_for_backward(x_ND, residual_MD, weight_D, bias_D, *output[1:])
+    ctx.set_materialize_grads(False)  # the outputs without a gradient would get zeros
     ctx.mark_non_differentiable(*output[1:])
 
 
-def _grad(ctx: Any, grad_ND: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+def _grad(ctx: Any, grad_ND: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+    if grad_ND is None:
+        return (None,) * 7
     x_ND, residual_MD = ctx.saved_tensors[:2]
     to_x_ND, to_residual_ND, to_weight_D, to_bias_D = torch.ops.storm_fast.layer_norm_backward(
         grad_ND, *ctx.saved_tensors, ctx.relu
@@ -128,8 +131,7 @@ def layer_norm(
 ) -> Tensor:
     """LayerNorm(x + residual) over the last axis, with or without a ReLU behind it; see `reference.layer_norm`.
 
-    The kernel leaves what the next product reads, autocast's dtype where that is on and x's elsewhere; its sum with the
-    residual and all behind it are float32, rounded once.
+    The kernel's sum with the residual and all behind it are float32, rounded once.
 
     Raises:
         ValueError: where weight or bias is not [D], D is above 4096, or the residual has neither the shape of x nor
@@ -138,8 +140,7 @@ def layer_norm(
     _check(x_ND, weight_D, bias_D, residual_ND)
     if not backend.is_triton(x_ND):
         return reference.layer_norm(x_ND, weight_D, bias_D, eps, residual_ND, relu)
-    D, device = x_ND.shape[-1], x_ND.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_ND.dtype
+    D, dtype = x_ND.shape[-1], reference.result_dtype(x_ND, residual_ND)
     residual_MD = None if residual_ND is None else residual_ND.reshape(-1, D)
     y_ND: Tensor = torch.ops.storm_fast.layer_norm(
         x_ND.reshape(-1, D), residual_MD, weight_D, bias_D, eps, relu, dtype

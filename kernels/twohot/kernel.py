@@ -12,23 +12,15 @@ _TILE = 1024  # elements a program holds at once: 8 a thread of 4 warps
 
 @triton.jit
 def _symlog(x):
-    """sign(x) log(1 + |x|); where 1 + |x| rounds to 1 the logarithm is |x| itself."""
-    size = tl.abs(x)
-    one_more = 1.0 + size
-    # The quotient undoes the rounding of 1 + |x|; it is guarded because it would be 0 / 0 or inf / inf at the ends.
-    is_plain = (one_more == 1.0) | (size > 1e6)
-    ratio = tl.where(is_plain, 1.0, size / tl.where(is_plain, 1.0, one_more - 1.0))
-    log = tl.where(one_more == 1.0, size, tl.log(one_more) * ratio)
+    """sign(x) log(1 + |x|), to a rounding of 1: what it is placed between is larger."""
+    log = tl.log(1.0 + tl.abs(x))
     return tl.where(x < 0, -log, log)
 
 
 @triton.jit
 def _symexp(y):
-    """sign(y) (exp(|y|) - 1); by its series below 1/2, where the subtraction would cancel."""
-    size = tl.abs(y)
-    series = 1.0 + size * (1 / 5) * (1.0 + size * (1 / 6) * (1.0 + size * (1 / 7) * (1.0 + size * (1 / 8))))
-    series = size * (1.0 + size * (1 / 2) * (1.0 + size * (1 / 3) * (1.0 + size * (1 / 4) * series)))
-    grown = tl.where(size < 0.5, series, tl.exp(size) - 1.0)
+    """sign(y) (exp(|y|) - 1), to a rounding of 1: y itself is a sum of terms of up to 20."""
+    grown = tl.exp(tl.abs(y)) - 1.0
     return tl.where(y < 0, -grown, grown)
 
 
@@ -144,6 +136,22 @@ def _decode_fwd(
     tl.store(out_ptr + n, _symexp(tl.sum(p_NV * _bin(v, V, BOUND)[None, :], 1)), mask=is_row_N)
 
 
+@triton.jit
+def _decode_bwd(
+    logits_ptr, grad_ptr, out_ptr, N, V: tl.constexpr, BOUND: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr
+):
+    n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    v = tl.arange(0, BLOCK_V)
+    is_row_N, offset_NV = n < N, n[:, None] * V + v[None, :]
+    logit_NV = _load_logits(logits_ptr, offset_NV, is_row_N, v, V)
+    e_NV = tl.exp(logit_NV - tl.max(logit_NV, 1)[:, None])
+    p_NV = e_NV / tl.sum(e_NV, 1)[:, None]
+    y_N = tl.sum(p_NV * _bin(v, V, BOUND)[None, :], 1)
+    grad_N = tl.load(grad_ptr + n, mask=is_row_N, other=0.0) * tl.exp(tl.abs(y_N))
+    out_NV = grad_N[:, None] * p_NV * (_bin(v, V, BOUND)[None, :] - y_N[:, None])
+    tl.store(out_ptr + offset_NV, out_NV.to(out_ptr.dtype.element_ty), mask=is_row_N[:, None] & (v < V)[None, :])
+
+
 def _blocks(V: int) -> dict[str, int]:
     """Whole rows, as many as fill a tile."""
     BLOCK_V = triton.next_power_of_2(V)
@@ -188,3 +196,13 @@ def decode_fwd(logits_NV: Tensor) -> Tensor:
     blocks = _blocks(V)
     _decode_fwd[(triton.cdiv(N, blocks["BLOCK_N"]),)](logits_NV.contiguous(), x_N, N, V, BOUND, **blocks)
     return x_N
+
+
+def decode_bwd(grad_N: Tensor, logits_NV: Tensor) -> Tensor:
+    """The gradient of the logits, in their dtype."""
+    N, V = logits_NV.shape
+    out_NV = torch.empty((N, V), dtype=logits_NV.dtype, device=logits_NV.device)
+    blocks = _blocks(V)
+    grid = (triton.cdiv(N, blocks["BLOCK_N"]),)
+    _decode_bwd[grid](logits_NV.contiguous(), grad_N.contiguous(), out_NV, N, V, BOUND, **blocks)
+    return out_NV

@@ -53,14 +53,13 @@ def _decode_fake(logits_NV: Tensor) -> Tensor:
 
 
 def _decode_backward(grad_N: Tensor, logits_NV: Tensor) -> Tensor:
-    """The reference's gradient: only the ablation `critic_loss` "squared" asks for it."""
-    with torch.enable_grad():
-        leaf_NV = logits_NV.detach().requires_grad_()
-        return torch.autograd.grad(reference.decode(leaf_NV), leaf_NV, grad_N)[0]
+    from storm_fast.kernels.twohot import kernel
+
+    return kernel.decode_bwd(grad_N, logits_NV)
 
 
 def _decode_backward_fake(grad_N: Tensor, logits_NV: Tensor) -> Tensor:
-    return torch.empty_like(logits_NV)
+    return logits_NV.new_empty(logits_NV.shape)
 
 
 _OPS: backend.Ops = {
@@ -78,10 +77,13 @@ backend.register(_OPS)
 
 def _loss_setup(ctx: Any, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, Tensor]) -> None:
     ctx.save_for_backward(*inputs, output[1])
+    ctx.set_materialize_grads(False)  # the output without a gradient would get zeros
     ctx.mark_non_differentiable(output[1])
 
 
-def _loss_grad(ctx: Any, grad_N: Tensor, _: Tensor | None) -> tuple[Tensor, None]:
+def _loss_grad(ctx: Any, grad_N: Tensor | None, _: None) -> tuple[Tensor | None, None]:
+    if grad_N is None:
+        return None, None
     return torch.ops.storm_fast.twohot_loss_backward(grad_N, *ctx.saved_tensors), None
 
 

@@ -14,6 +14,7 @@ from storm_fast.kernels.categorical import kernel as categorical
 from storm_fast.kernels.frames import kernel as frames
 from storm_fast.kernels.lambda_return import kernel as lambda_return
 from storm_fast.kernels.norm import kernel as norm
+from storm_fast.kernels.reconstruction import kernel as reconstruction
 from storm_fast.kernels.twohot import kernel as twohot
 from tests.aot.gate import (
     ARCHITECTURES,
@@ -47,9 +48,12 @@ BUDGETS = {
     "_loss_bwd": Budget(48),
     "_encode_fwd": Budget(40),
     "_decode_fwd": Budget(40),
+    "_decode_bwd": Budget(48),
     "_return_fwd": Budget(80),
     "_reach_fwd": Budget(48),
     "_gather_fwd": Budget(72, 4),
+    "_squared_fwd": Budget(48),
+    "_squared_bwd": Budget(48, 8),
     "_norm_fwd": Budget(80, 8),
     "_norm_bwd": Budget(136, 8),
     "_norm_reduce": Budget(64),
@@ -101,6 +105,7 @@ def _loss(dtype: torch.dtype) -> None:
     loss_N, lse_N = twohot.loss_fwd(logits_NV, target_N)
     twohot.loss_bwd(loss_N, logits_NV, target_N, lse_N)
     twohot.decode_fwd(logits_NV)
+    twohot.decode_bwd(loss_N, logits_NV)
 
 
 def _return() -> None:
@@ -135,6 +140,13 @@ def _frames() -> None:
     frames.gather_fwd(frames_MYXP, None, f32(64, 64, 3), torch.float32, False)
 
 
+def _reconstruction(dtype: torch.dtype, is_channels_last: bool) -> None:
+    obs_NYXP = zeros(1024, 64, 64, 3, dtype=torch.uint8)
+    image_NPYX = zeros(1024, 64, 64, 3, dtype=dtype).permute(0, 3, 1, 2)
+    reconstruction.squared_fwd(image_NPYX, obs_NYXP, is_channels_last)
+    reconstruction.squared_bwd(f32(1024), image_NPYX, obs_NYXP, is_channels_last)
+
+
 def _norm(dtype: torch.dtype, rows: tuple[int, ...], D: int, relu: bool, residual: Tensor | None) -> None:
     weight_D = f32(D)
     for N in rows:
@@ -163,6 +175,8 @@ CASES: dict[str, Callable[[], None]] = {
     "rollout-fp32": lambda: _rollout(torch.float32),
     "act": _act,
     "frames": _frames,
+    "reconstruction-bf16": lambda: _reconstruction(torch.bfloat16, True),
+    "reconstruction-fp32": lambda: _reconstruction(torch.float32, False),
     # Imagination, contexts and training of the model, and the agent's 16 or 17 steps of 1,024.
     "norm-bf16-relu": lambda: _norm(torch.bfloat16, (1, 1024, 8192, 16384, 17408), 512, True, None),
     "norm-bf16-residual": lambda: _norm(torch.bfloat16, (1, 1024, 8192), 512, False, None),

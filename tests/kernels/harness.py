@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -14,6 +15,9 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 # Float32 chains of some hundred operations stay within 2e-5 of the largest value.
 TOLERANCE = 2e-5
+
+# A CPU compiles for no interpreter; where there is a GPU, what torch.compile runs by default.
+COMPILERS = ["aot_eager", pytest.param("inductor", marks=pytest.mark.gpu)]
 
 _MARGIN = 8192  # elements on either side of an output, and of an input's copy: more than any tile overshoots
 

@@ -1,6 +1,8 @@
 """Which implementation runs where."""
 
 import ast
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -58,6 +60,29 @@ def test_building_networks_chooses_nothing_and_preparing_the_process_does() -> N
     assert backend.chosen() == "auto"
     build.prepare(config, precision)
     assert backend.chosen() == "reference"
+
+
+def test_a_launch_is_made_on_the_device_of_its_first_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[object] = []
+
+    @contextmanager
+    def device_of(x: torch.Tensor) -> Iterator[None]:
+        order.append(x)
+        yield
+        order.append("before")
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    x = torch.zeros(1)
+    assert backend._on_its_device(lambda *args: order.append(args) or 7)(x, 3) == 7
+    assert order == [x, (x, 3), "before"]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_tensors_of_another_device_than_the_current_one_are_computed_there() -> None:
+    logits_NC, u_N = torch.eye(5, device="cuda:1"), torch.full((5,), 0.5, device="cuda:1")
+    assert torch.cuda.current_device() == 0
+    assert torch.equal(categorical.draw(logits_NC, u_N), reference.draw(logits_NC, u_N, 0.0))
 
 
 def test_references_and_ops_load_no_triton() -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from storm_fast.kernels import attention, categorical, frames, lambda_return, norm, twohot
+from storm_fast.kernels import attention, categorical, frames, lambda_return, norm, reconstruction, twohot
 from storm_fast.kernels.backend import using
 from tests.kernels.harness import DEVICE, assert_as_exact_as_eager, rand, randn
 
@@ -83,6 +83,11 @@ def _frames(obs_NYXP: Tensor, index_N: Tensor) -> tuple[Tensor, ...]:
     return frames.normalise(obs_NYXP, None, torch.bfloat16, layout), frames.gather(
         obs_NYXP, index_N, None, torch.float32, layout
     )
+
+
+def _reconstruction(image_NPYX: Tensor, obs_NYXP: Tensor, grad_N: Tensor) -> tuple[Tensor, ...]:
+    error_N = reconstruction.squared_error(image_NPYX, obs_NYXP)
+    return error_N.detach(), *torch.autograd.grad(error_N, image_NPYX, grad_N)
 
 
 def _norm(
@@ -159,6 +164,16 @@ CASES = {
         _norm,
         16 * 1024,
         _norm_floors,
+    ),
+    "reconstruction": Case(
+        lambda n, s: [
+            randn(n, 3, 64, 64, seed=s).bfloat16().contiguous(memory_format=torch.channels_last),
+            _bytes(n, 64, 64, 3, seed=s + 1),
+            randn(n, seed=s + 2),
+        ],
+        _reconstruction,
+        16 * 64,
+        lambda image_NPYX, _, grad_N: (0.0, image_NPYX.abs().max().item() * grad_N.abs().max().item()),
     ),
     "frames": Case(
         lambda n, s: [_bytes(n, 64, 64, 3, seed=s), (n * rand(2 * n, seed=s + 1)).long()],

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from storm_fast.kernels.backend import using
 from storm_fast.kernels.lambda_return import kernel, lambda_return, reach_weights, reference
-from tests.kernels.harness import DEVICE, DTYPES, assert_as_exact_as_eager, fenced, guarded, rand, randn
+from tests.kernels.harness import COMPILERS, DEVICE, DTYPES, assert_as_exact_as_eager, fenced, guarded, rand, randn
 
 OPS = torch.ops.storm_fast
 
@@ -110,10 +110,11 @@ def test_ops_keep_torchs_contract() -> None:
 
 
 @pytest.mark.usefixtures("triton")
-def test_compiles_without_a_graph_break() -> None:
+@pytest.mark.parametrize("compiler", COMPILERS)
+def test_compiles_without_a_graph_break(compiler: str) -> None:
     def weighted(reward_BT: Tensor, end_BT: Tensor, value_BS: Tensor) -> Tensor:
         return lambda_return(reward_BT, end_BT, value_BS, 0.985, 0.95, "next") * reach_weights(end_BT, 0.985)
 
     given = inputs(3, 4, seed=0)
-    compiled = torch.compile(weighted, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(weighted, fullgraph=True, backend=compiler)
     torch.testing.assert_close(compiled(*given), weighted(*given))

@@ -7,8 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from storm_fast.agent import Trajectory
+from storm_fast.capture import Watch
 from storm_fast.imagine import Context, Uniforms, rollout
 from storm_fast.kernels.backend import using
+from storm_fast.kernels.norm import reference
 from storm_fast.replay import Batch
 from tests import networks
 from tests.kernels.harness import DEVICE, rand
@@ -76,10 +79,37 @@ def test_rollout_and_agent_update(changes: dict[str, Any]) -> None:
     on_both(update)
 
 
+@pytest.mark.parametrize("critic_loss", ["two_hot", "squared"])
+def test_an_agent_update_on_the_kernels_may_be_captured(critic_loss: Literal["two_hot", "squared"]) -> None:
+    agent = networks.agent(critic_loss=critic_loss).to(DEVICE)
+    F, B, T = agent.actor[0].in_features, 4, 3
+    action_BT = torch.arange(B * T, device=DEVICE).view(B, T) % networks.ACTIONS
+    ends_BT = (rand(B, T, seed=2) < 0.2).float()
+    trajectory = Trajectory(rand(B, T + 1, F, seed=0), action_BT, rand(B, T, seed=1), ends_BT)
+    parameters = [p for p in agent.parameters() if p.requires_grad]
+    with using("triton"), Watch() as watch:
+        grads = torch.autograd.grad(agent.loss(trajectory)[0], parameters)
+    assert all(grad.isfinite().all() for grad in grads)
+    names = {name.split(".")[0] for name, _ in watch.shapes}
+    assert ("twohot_decode_backward" in names) == (critic_loss == "squared")
+
+
+def test_outputs_without_gradient_get_no_zeros() -> None:
+    model = networks.world_model().to(DEVICE)
+    with using("triton"), Watch() as watch:
+        predicted = model(batch().obs_BTYXP, batch().action_BT, rand(2, 5, networks.SMALL.latents, seed=1))
+        before = len(watch.shapes)
+        torch.autograd.grad(predicted.prior_logits_BTGC.sum(), model.transformer.parameters())
+    names = [name.split(".")[0] for name, _ in watch.shapes[before:]]
+    assert "attend_backward" in names
+    assert not {"zeros", "new_zeros", "zeros_like"} & set(names)
+
+
 @pytest.mark.parametrize("seed", range(3))
-def test_states_and_logits_under_autocast_err_like_eager_autocast(seed: int) -> None:
-    # The kernels leave a normalisation in bf16 for the residual too, which eager keeps in float32, but round nothing
-    # between a sum, its normalisation and a ReLU.
+def test_states_and_logits_under_autocast_err_like_eager_autocast(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As a GPU's autocast: both leave a normalisation in bf16, for the residual too. The kernels round nothing between a
+    # sum, its normalisation and a ReLU.
+    monkeypatch.setattr(reference, "NARROWED", (DEVICE,))
     model = networks.world_model().to(DEVICE).eval()
     c = networks.SMALL
     class_BTG = (c.classes * rand(4, 6, c.latents, seed=seed)).long()

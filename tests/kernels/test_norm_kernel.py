@@ -6,10 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from storm_fast.kernels import norm
+from storm_fast.kernels import backend, norm
 from storm_fast.kernels.backend import using
-from storm_fast.kernels.norm import kernel
-from tests.kernels.harness import DEVICE, DTYPES, assert_as_exact_as_eager, fenced, guarded, randn
+from storm_fast.kernels.norm import kernel, reference
+from tests.kernels.harness import COMPILERS, DEVICE, DTYPES, assert_as_exact_as_eager, fenced, guarded, randn
 
 OPS = torch.ops.storm_fast
 EPS = 1e-5
@@ -198,14 +198,32 @@ def test_the_public_function_equals_the_reference(depth: int, kinds: tuple[torch
         assert grad.dtype == leaf.dtype
 
 
-@pytest.mark.usefixtures("triton")
-def test_leaves_the_dtype_of_the_next_product() -> None:
+@pytest.mark.parametrize("name", ["reference", "triton"])
+@pytest.mark.parametrize("narrows", [False, True])
+def test_leaves_autocasts_dtype_where_that_narrows_and_the_sums_elsewhere(
+    narrows: bool, name: backend.Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reference, "NARROWED", (DEVICE,) if narrows else ())
     x_ND, weight_D = randn(3, 5, seed=0), torch.ones(5, device=DEVICE)
-    for dtype in DTYPES:
-        assert norm.layer_norm(x_ND.to(dtype), weight_D, weight_D, EPS, x_ND).dtype == dtype
-    with torch.autocast(DEVICE, torch.bfloat16):
-        for dtype in DTYPES:
-            assert norm.layer_norm(x_ND.to(dtype), weight_D, weight_D, EPS).dtype == torch.bfloat16
+    for is_autocast in (False, True):
+        with using(name), torch.autocast(DEVICE, torch.bfloat16, enabled=is_autocast):
+            for kind, other in [(k, o) for k in DTYPES for o in (*DTYPES, None)]:
+                residual_ND = None if other is None else x_ND.to(other)
+                y_ND = norm.layer_norm(x_ND.to(kind), weight_D, weight_D, EPS, residual_ND, relu=True)
+                wide = kind if other is None else torch.promote_types(kind, other)
+                assert y_ND.dtype == (torch.bfloat16 if narrows and is_autocast else wide)
+
+
+@pytest.mark.parametrize("is_autocast", [False, True])
+def test_on_a_cpu_the_reference_is_pytorchs_own_expression_to_the_bit(is_autocast: bool) -> None:
+    x_ND, residual_ND, weight_D = (randn(3, 5, seed=s).cpu() for s in range(3))
+    for kind, other in [(k, o) for k in DTYPES for o in DTYPES]:
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=is_autocast):
+            sum_ND = x_ND.to(kind) + residual_ND.to(other)
+            want_ND = torch.nn.functional.layer_norm(sum_ND, (5,), weight_D[0], weight_D[1], EPS)
+            got_ND = reference.layer_norm(x_ND.to(kind), weight_D[0], weight_D[1], EPS, residual_ND.to(other))
+        assert got_ND.dtype == want_ND.dtype
+        assert torch.equal(got_ND, want_ND)
 
 
 @pytest.mark.usefixtures("triton")
@@ -247,13 +265,14 @@ def test_ops_keep_torchs_contract(rows: int | None, kind: torch.dtype) -> None:
 
 
 @pytest.mark.usefixtures("triton")
+@pytest.mark.parametrize("compiler", COMPILERS)
 @pytest.mark.parametrize("is_autocast", [False, True])
-def test_compiles_without_a_graph_break(is_autocast: bool) -> None:
+def test_compiles_without_a_graph_break(is_autocast: bool, compiler: str) -> None:
     def total(x_BTD: Tensor, residual_TD: Tensor, weight_D: Tensor) -> Tensor:
         with torch.autocast(DEVICE, torch.bfloat16, enabled=is_autocast):
             return norm.layer_norm(x_BTD, weight_D, weight_D, EPS, residual_TD, relu=True).float().square().sum()
 
     leaves = [x.requires_grad_() for x in (randn(2, 3, 7, seed=0), randn(3, 7, seed=1), randn(7, seed=2))]
-    got, want = torch.compile(total, fullgraph=True, backend="aot_eager")(*leaves), total(*leaves)
+    got, want = torch.compile(total, fullgraph=True, backend=compiler)(*leaves), total(*leaves)
     torch.testing.assert_close(got, want)
     torch.testing.assert_close(torch.autograd.grad(got, leaves), torch.autograd.grad(want, leaves))

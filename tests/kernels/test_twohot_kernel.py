@@ -9,7 +9,7 @@ from torch import Tensor
 from storm_fast.kernels import twohot
 from storm_fast.kernels.backend import using
 from storm_fast.kernels.twohot import kernel, reference
-from tests.kernels.harness import DEVICE, DTYPES, assert_as_exact_as_eager, fenced, guarded, randn
+from tests.kernels.harness import COMPILERS, DEVICE, DTYPES, assert_as_exact_as_eager, fenced, guarded, randn
 
 BOUND = 20.0
 OPS = torch.ops.storm_fast
@@ -125,14 +125,25 @@ def test_decode_equals_the_expected_bin(n: int, v: int, dtype: torch.dtype, scal
     torch.testing.assert_close(got_y_N, want_N, rtol=0, atol=ROUNDING)
 
 
-@pytest.mark.parametrize("size", [1e-6, 1e-3, 0.1, 0.49, 0.51, 2.0, 19.9])
-def test_small_expectations_keep_their_relative_precision(size: float) -> None:
-    # Two bins at -20 and 20; logits that put the expectation at `size`. Checked against the same float32 expectation.
-    p = torch.tensor(0.5 + size / 40, dtype=torch.float64)
-    logits_12 = torch.stack([(1 - p).log(), p.log()]).float()[None].to(DEVICE)
-    y = (logits_12.softmax(-1) * torch.tensor([-BOUND, BOUND], device=DEVICE)).sum(-1).double()
-    got = kernel.decode_fwd(logits_12).double()
-    torch.testing.assert_close(got, y.expm1(), rtol=1e-5, atol=ROUNDING)
+@given(n=ROWS, v=BINS, dtype=st.sampled_from([torch.float32, torch.bfloat16]), scale=SCALES, seed=SEEDS)
+def test_gradient_of_decode_equals_that_of_the_expected_bin(
+    n: int, v: int, dtype: torch.dtype, scale: float, seed: int
+) -> None:
+    logits_NV = fenced(randn(n, v, seed=seed, scale=scale).to(dtype))
+    leaf_NV = logits_NV.double().requires_grad_()
+    bin_V = torch.linspace(-BOUND, BOUND, v, dtype=torch.float64, device=DEVICE)
+    y_N = (leaf_NV.softmax(-1) * bin_V).sum(-1)
+    # Incoming gradients undo the growth of symexp, so that every row weighs the same.
+    grad_N = fenced((randn(n, seed=seed + 1) * (-y_N.detach().abs()).exp()).float())
+    with guarded():
+        got_NV = kernel.decode_bwd(grad_N, logits_NV)
+    assert got_NV.dtype == dtype
+    (exact_NV,) = torch.autograd.grad(y_N, leaf_NV, grad_N.double() * y_N.detach().abs().exp())
+    with torch.no_grad():
+        size_N = grad_N.double().abs() * y_N.abs().exp()
+        terms_NV = size_N[:, None] * leaf_NV.softmax(-1) * (bin_V.abs() + y_N.abs()[:, None])
+    # Saturated, a softmax has next to no gradient.
+    assert_as_exact_as_eager(got_NV, exact_NV, exact_NV, floor=terms_NV.max().item(), may_vanish=scale > 1)
 
 
 @given(n=ROWS, v=st.sampled_from([3, 63, 255]), seed=SEEDS)
@@ -164,15 +175,18 @@ def test_ops_keep_torchs_contract() -> None:
     torch.library.opcheck(OPS.twohot_loss_backward.default, (loss_N, logits_NV, x_N, lse_N))
     torch.library.opcheck(OPS.twohot_encode.default, (x_N, 7))
     torch.library.opcheck(OPS.twohot_decode.default, (logits_NV.clone().requires_grad_(),))
+    torch.library.opcheck(OPS.twohot_decode_backward.default, (loss_N, logits_NV))
 
 
 @pytest.mark.usefixtures("triton")
-def test_compiles_without_a_graph_break() -> None:
+@pytest.mark.parametrize("compiler", COMPILERS)
+def test_compiles_without_a_graph_break(compiler: str) -> None:
     def total(logits_NV: Tensor, x_N: Tensor) -> Tensor:
-        return twohot.loss(logits_NV, x_N).sum() + twohot.decode(logits_NV).sum()
+        encoded_NV = twohot.encode(x_N, logits_NV.shape[-1])
+        return (twohot.loss(logits_NV, x_N) + twohot.decode(logits_NV)).sum() + (encoded_NV * logits_NV).sum()
 
     leaf_NV, x_N = randn(3, 7, seed=0).requires_grad_(), values(3, seed=1)
-    got, want = torch.compile(total, fullgraph=True, backend="aot_eager")(leaf_NV, x_N), total(leaf_NV, x_N)
+    got, want = torch.compile(total, fullgraph=True, backend=compiler)(leaf_NV, x_N), total(leaf_NV, x_N)
     torch.testing.assert_close(got, want)
     torch.testing.assert_close(torch.autograd.grad(got, leaf_NV), torch.autograd.grad(want, leaf_NV))
 
