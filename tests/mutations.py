@@ -173,6 +173,13 @@ FAULTS = {
     ),
     "frames: index ignored": Fault("frames", "row = tl.load(index_ptr + n) if GATHER else n", "row = n"),
     "frames: mean added": Fault("frames", "x -= tl.load(mean_ptr", "x += tl.load(mean_ptr"),
+    "conv_relu: bias of the wrong channel": Fault("conv_relu", "(o // PIXELS) % P", "o % P"),
+    "conv_relu: bias missing": Fault("conv_relu", "+ tl.load(bias_ptr + channel)", "+ 0 * tl.load(bias_ptr + channel)"),
+    "conv_relu: not clipped": Fault("conv_relu", "tl.where(y < 0, 0.0, y)", "y"),
+    "conv_relu: NaN clipped": Fault("conv_relu", "tl.where(y < 0, 0.0, y)", "tl.where(y > 0, y, 0.0)"),
+    "conv_relu: tail not masked": Fault(
+        "conv_relu", "y.to(out_ptr.dtype.element_ty), mask=is_kept)", "y.to(out_ptr.dtype.element_ty))"
+    ),
     "reconstruction: not scaled": Fault("reconstruction", ".to(tl.float32) / 255.0", ".to(tl.float32) / 256.0"),
     "reconstruction: rows and colours exchanged": Fault(
         "reconstruction", "(o % PIXELS) * P + o // PIXELS", "(o // P) + (o % P) * PIXELS"
@@ -230,7 +237,7 @@ FAULTS = {
 }
 
 _LIMIT_S = 900  # attention takes a minute alone, five on a shared machine
-TESTS = {"frames": "test_frames.py"}
+TESTS = {"frames": "test_frames.py", "conv_relu": "test_conv_relu.py"}
 
 # pytest on the folder's copy. An editable install's finder comes before all folders: pytest would test the original in
 # place of the copy with the fault.

@@ -52,7 +52,16 @@ def test_the_sources_are_found() -> None:
     names = {module_name(path) for path in SOURCES}
     kernels = {
         f"storm_fast.kernels.{name}"
-        for name in ("attention", "categorical", "frames", "lambda_return", "norm", "twohot")
+        for name in (
+            "attention",
+            "categorical",
+            "conv_relu",
+            "frames",
+            "lambda_return",
+            "norm",
+            "reconstruction",
+            "twohot",
+        )
     }
     assert {"storm_fast", "storm_fast.train", "storm_fast.config", "storm_fast.kernels", *kernels} <= names
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from storm_fast.kernels.attention import kernel as attention
 from storm_fast.kernels.categorical import kernel as categorical
+from storm_fast.kernels.conv_relu import kernel as conv_relu
 from storm_fast.kernels.frames import kernel as frames
 from storm_fast.kernels.lambda_return import kernel as lambda_return
 from storm_fast.kernels.norm import kernel as norm
@@ -52,6 +53,7 @@ BUDGETS = {
     "_return_fwd": Budget(80),
     "_reach_fwd": Budget(48),
     "_gather_fwd": Budget(72, 4),
+    "_bias_relu_fwd": Budget(72),
     "_squared_fwd": Budget(48),
     "_squared_bwd": Budget(48, 8),
     "_norm_fwd": Budget(80, 8),
@@ -140,6 +142,13 @@ def _frames() -> None:
     frames.gather_fwd(frames_MYXP, None, f32(64, 64, 3), torch.float32, False)
 
 
+def _conv_relu() -> None:
+    """The largest and the smallest result of a rollout's contexts, a hundredth of their frames."""
+    for size, dtype in (((82, 32, 32, 32), torch.bfloat16), ((82, 256, 4, 4), torch.float32)):
+        conv_relu.bias_relu_fwd(zeros(*size, dtype=dtype), f32(size[1]))
+        conv_relu.bias_relu_fwd(zeros(*size, dtype=dtype).contiguous(memory_format=torch.channels_last), f32(size[1]))
+
+
 def _reconstruction(dtype: torch.dtype, is_channels_last: bool) -> None:
     obs_NYXP = zeros(1024, 64, 64, 3, dtype=torch.uint8)
     image_NPYX = zeros(1024, 64, 64, 3, dtype=dtype).permute(0, 3, 1, 2)
@@ -175,6 +184,7 @@ CASES: dict[str, Callable[[], None]] = {
     "rollout-fp32": lambda: _rollout(torch.float32),
     "act": _act,
     "frames": _frames,
+    "conv-relu": _conv_relu,
     "reconstruction-bf16": lambda: _reconstruction(torch.bfloat16, True),
     "reconstruction-fp32": lambda: _reconstruction(torch.float32, False),
     # Imagination, contexts and training of the model, and the agent's 16 or 17 steps of 1,024.
