@@ -17,8 +17,9 @@ import torch
 from bench import footprint
 from bench.conftest import Show
 from bench.forms import DEVICE, IS_GPU
-from bench.harness import Rounds, wait
+from bench.harness import Rounds
 from bench.ours import Ours
+from bench.timer import wait
 from storm_fast.collect import Collector, extension
 from storm_fast.collect.native import cores
 from storm_fast.config import Config, EnvConfig, preset

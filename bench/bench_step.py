@@ -31,9 +31,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from bench import footprint, machine
 from bench.conftest import Show
 from bench.forms import IS_GPU, in_forms
-from bench.harness import Rounds, quartiles, wait
+from bench.harness import Rounds, quartiles
 from bench.ours import ACTIONS, Ours
 from bench.released import Released, why_absent
+from bench.timer import wait
 from storm_fast.config import Config, preset
 from storm_fast.kernels import backend
 from storm_fast.kernels.cost import Cost

@@ -70,6 +70,7 @@ def pytest_configure(config: pytest.Config) -> None:
 _START = pytest.StashKey[dict[str, Any]]()
 _CEILINGS = pytest.StashKey[Ceilings]()
 _WRONG = pytest.StashKey[dict[str, str]]()
+_FAILED = pytest.StashKey[dict[str, str]]()
 _GUARD = pytest.StashKey[guard.Verdict]()
 _ABSENT = pytest.StashKey[dict[str, str]]()
 
@@ -88,16 +89,17 @@ def ceilings(pytestconfig: pytest.Config) -> Ceilings:
 
 @pytest.fixture
 def show(benchmark: BenchmarkFixture, request: pytest.FixtureRequest, ceilings: Ceilings) -> Show:
-    """Gives one form's rounds to pytest-benchmark; skips what is absent and fails what is wrong, without a time."""
+    """Gives one form's rounds to pytest-benchmark; what is absent is skipped, what is wrong or fails has no time."""
 
     def run(operation: str, form: str, found: Rounds) -> None:
         name, stash = f"{operation}: {form}", request.config.stash
         if form in found.absent:
             stash.setdefault(_ABSENT, {})[name] = found.absent[form]
             pytest.skip(f"absent: {found.absent[form]}")
-        if form in found.wrong:
-            stash.setdefault(_WRONG, {})[name] = found.wrong[form]
-            pytest.fail(f"WRONG: {found.wrong[form]}", pytrace=False)
+        for key, word, told in ((_WRONG, "WRONG", found.wrong), (_FAILED, "FAILED", found.failed)):
+            if form in told:
+                stash.setdefault(key, {})[name] = told[form]
+                pytest.fail(f"{word}: {told[form]}", pytrace=False)
         benchmark.group = operation
         benchmark.extra_info |= case_info(form, found, ceilings)
         rounds = iter(found.seconds[form])
@@ -176,6 +178,7 @@ def pytest_benchmark_update_json(config: pytest.Config, benchmarks: list[Any], o
         "troubles": machine.troubles(start, end, machine.samples()),
         "absent": config.stash.get(_ABSENT, {}),
         "wrong": config.stash.get(_WRONG, {}),
+        "failed": config.stash.get(_FAILED, {}),
         "quick": bool(config.getoption("--quick")),
     }
     for case in output_json["benchmarks"]:
@@ -208,15 +211,12 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         for b in getattr(session, "benchmarks", [])
         if b and b.stats.rounds and "form" in b.extra_info
     ]
-    if not cases:
+    absent, faults = config.stash.get(_ABSENT, {}), [config.stash.get(key, {}) for key in (_WRONG, _FAILED)]
+    if not (cases or absent or any(faults)):
         return
-    absent, wrong = config.stash.get(_ABSENT, {}), config.stash.get(_WRONG, {})
     terminalreporter.section(machine.device_name())
-    for line in table.lines(cases, wrong):
-        terminalreporter.write_line(line)
-    for line in table.ceilings(config.stash[_CEILINGS]._asdict()):
-        terminalreporter.write_line(line)
-    for line in table.absences(absent):
+    lines = [*table.lines(cases), *table.faults(*faults), *table.ceilings(config.stash[_CEILINGS]._asdict())]
+    for line in [*lines, *table.absences(absent)]:
         terminalreporter.write_line(line)
     if _GUARD in config.stash:
         verdict = config.stash[_GUARD]

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bench.guard import RESULTS
-from bench.table import Case, absences, by_operation, ceilings, duration, further, spread
+from bench.table import Case, absences, by_operation, ceilings, duration, faults, further, spread
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 
@@ -55,7 +55,8 @@ def load(path: Path) -> Run:
         ]
         commit = saved["commit_info"]
         name = commit["id"][:7] + (" with changes" if commit["dirty"] else "")
-        return Run(saved["machine_info"], saved["device"], name, saved["datetime"][:10], cases)
+        device = {"failed": {}} | saved["device"]  # older runs called these wrong
+        return Run(saved["machine_info"], device, name, saved["datetime"][:10], cases)
     except (OSError, ValueError, KeyError, TypeError) as error:
         sys.exit(f"error: want a file of `pytest bench/ --benchmark-only --benchmark-json`; got {path}: {error!r}")
 
@@ -76,7 +77,8 @@ def merge(parts: list[Path]) -> dict[str, Any]:
     whole: dict[str, Any] = saved[0]
     whole["benchmarks"] = [case for part in saved for case in part["benchmarks"]]
     devices = [part["device"] for part in saved]
-    whole["device"] |= {name: {k: v for d in devices for k, v in d[name].items()} for name in ("absent", "wrong")}
+    what = ("absent", "wrong", "failed")
+    whole["device"] |= {name: {k: v for run in runs for k, v in run.device[name].items()} for name in what}
     whole["device"] |= {name: [x for d in devices for x in d[name]] for name in ("troubles", "at_work")}
     whole["device"] |= {"end": devices[-1]["end"], "quick": any(d["quick"] for d in devices)}
     return whole
@@ -110,9 +112,9 @@ def markdown(run: Run, plots: Mapping[str, str]) -> str:
     parts += ["## A training step", *_table(_of(run, "step: ")), "## Environment steps", *_table(_of(run, "collect "))]
     rest = [c for c in run.cases if not c.operation.startswith(("step: ", "collect ", "scaling: "))]
     parts += ["## Operations of kernels/", *_table(rest), "## As work grows", *_ladders(run, plots)]
-    wrong = [f"- **{name}: WRONG**: {why}" for name, why in sorted(run.device["wrong"].items())]
-    absent = [f"- {line}" for line in absences(run.device["absent"])]
-    parts += ["## Wrong or absent", "\n".join([*wrong, *absent]) or "Nothing."]
+    without = [f"**{line}**" for line in faults(run.device["wrong"], run.device["failed"])]
+    without += absences(run.device["absent"])
+    parts += ["## Wrong, failed or absent", "\n".join(f"- {line}" for line in without) or "Nothing."]
     return "\n\n".join(parts) + "\n"
 
 

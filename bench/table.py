@@ -14,15 +14,20 @@ class Case(NamedTuple):
     info: Mapping[str, Any]
 
 
-def lines(cases: Iterable[Case], wrong: Mapping[str, str]) -> Iterator[str]:
-    """An aligned table; what is wrong comes after it, without a time."""
+def lines(cases: Iterable[Case]) -> Iterator[str]:
+    """An aligned table."""
     yield f"{'':44s}{'median':>12s}{'IQR':>11s}{'/ ours':>8s}{'of roof':>9s}{'GB/s':>9s}{'TFLOP/s':>9s}"
     for operation, forms in by_operation(cases).items():
         yield operation
         for case in sorted(forms, key=lambda c: c.median_s):
             yield f"  {case.info['form']:42s}" + "".join(_cells(case))
-    for name, why in sorted(wrong.items()):
-        yield f"{name}: WRONG: {why}"
+
+
+def faults(wrong: Mapping[str, str], failed: Mapping[str, str]) -> Iterator[str]:
+    """What has no time, by `operation: form`: what computes something else, and what could not run."""
+    for word, found in (("WRONG", wrong), ("FAILED", failed)):
+        for name, why in sorted(found.items()):
+            yield f"{name}: {word}: {why}"
 
 
 def by_operation(cases: Iterable[Case]) -> dict[str, list[Case]]:

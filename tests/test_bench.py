@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,8 +17,9 @@ import numpy as np
 import pytest
 import torch
 
-from bench import bench_scaling, bench_step, footprint, guard, machine, report, table
-from bench.harness import Rounds, Subject, difference, interleave, measure, operation_forms
+from bench import bench_scaling, bench_step, footprint, guard, machine, report, table, timer
+from bench.correct import difference
+from bench.harness import Rounds, Subject, interleave, measure, operation_forms
 from storm_fast.collect import extension
 from storm_fast.kernels.cost import Cost
 
@@ -41,10 +43,12 @@ def peer(x):
     return x + x
 
 FORMS = {"reference": right, "peer": peer, "wrong": lambda x: x * 2.1, "broken": lambda x: x.nothing}
+INPUTS = lambda: (torch.randn(2**20),)
 
 @in_forms(*FORMS)
 def bench_planted(compare, form):
-    compare("doubled", form, lambda: Subject(lambda: (torch.randn(2**20),), FORMS, Cost(2**20, 2**23)))
+    # No cost: shares of a roof that is measured anew in each run are not what is planted.
+    compare("doubled", form, lambda: Subject(INPUTS, FORMS, Cost(0, 0), ours="reference"))
 """
 COLLECTOR_PLANT = """
 import os, time
@@ -64,7 +68,10 @@ Collector.step = planted
 def benchmarks(
     file: Path, *arguments: Any, plugins: Path = ROOT, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """`pytest --benchmark-only --quick` in a process of its own, which ends with what the terminal showed."""
+    """`pytest --benchmark-only --quick` in a process of its own, which ends with what the terminal showed.
+
+    Without a GPU: what is planted sleeps on the host, and a graph would replay none of it.
+    """
     command = [
         sys.executable,
         "-m",
@@ -81,7 +88,7 @@ def benchmarks(
     return subprocess.run(
         list(map(str, command)),
         cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{plugins}"} | environment,
+        env=os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{plugins}", "CUDA_VISIBLE_DEVICES": ""} | environment,
         capture_output=True,
         text=True,
         timeout=300,
@@ -110,18 +117,25 @@ def saved(planted: Path) -> Path:
 def test_a_wrong_form_is_reported_and_has_no_time(saved: Path) -> None:
     run = json.loads(saved.read_text())
     assert sorted(b["extra_info"]["form"] for b in run["benchmarks"]) == ["peer", "reference"]
-    wrong = run["device"]["wrong"]
-    assert set(wrong) == {"doubled: wrong", "doubled: broken"}
+    wrong, failed = run["device"]["wrong"], run["device"]["failed"]
+    assert set(wrong) == {"doubled: wrong"}
     assert "off by 0.05" in wrong["doubled: wrong"]
-    assert "AttributeError" in wrong["doubled: broken"]
+    assert set(failed) == {"doubled: broken"}
+    assert "AttributeError" in failed["doubled: broken"]
 
 
 def test_the_terminal_names_what_is_wrong(planted: Path) -> None:
     shown = benchmarks(planted).stdout
     assert "doubled: wrong: WRONG: result 0 is off by 0.05" in shown
-    line = next(line for line in shown.splitlines() if line.startswith("  peer"))
-    assert "x" in line
-    assert "%" in line
+    assert "doubled: broken: FAILED: AttributeError" in shown
+    assert "x" in next(line for line in shown.splitlines() if line.startswith("  peer"))
+
+
+def test_the_terminal_names_what_is_wrong_where_nothing_was_timed(planted: Path) -> None:
+    shown = benchmarks(planted, "-k", "wrong or broken").stdout
+    assert "doubled: wrong: WRONG: result 0 is off by 0.05" in shown
+    assert "doubled: broken: FAILED: AttributeError" in shown
+    assert "roof: " in shown
 
 
 def test_a_planted_slowdown_fails_the_comparison_and_an_equal_run_does_not(planted: Path, saved: Path) -> None:
@@ -157,10 +171,51 @@ def test_a_planted_wrong_result_of_the_collector_is_reported(tmp_path: Path) -> 
     assert not [line for line in shown.stdout.splitlines() if line.startswith("  ours")]
 
 
+@pytest.fixture
+def on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measure on the host, as the functions below it do, also where there is a GPU."""
+    for module in (timer, machine, footprint):
+        monkeypatch.setattr(module, "IS_GPU", False)
+    monkeypatch.setattr(timer, "DEVICE", torch.device("cpu"))
+
+
 def subject(**forms: Callable[..., Any]) -> Subject:
-    return Subject(lambda: (torch.randn(64, 64),), forms, Cost(64 * 64, 8 * 64 * 64))
+    return Subject(lambda: (torch.randn(64, 64),), forms, Cost(64 * 64, 8 * 64 * 64), ours="reference")
 
 
+@pytest.mark.gpu
+def test_a_gpu_times_what_its_graph_replays() -> None:
+    def forms(cycles: int) -> dict[str, Callable[..., Any]]:
+        def slowed(x: torch.Tensor) -> torch.Tensor:
+            torch.cuda._sleep(cycles)
+            return x * 2
+
+        return {"reference": slowed, "peer": lambda x: x + x, "wrong": lambda x: x * 2.1, "broken": lambda x: x.cpu()}
+
+    def measured(cycles: int) -> Rounds:
+        planted = Subject(lambda: (torch.randn(2**20, device="cuda"),), forms(cycles), Cost(1, 2**23), ours="reference")
+        return measure(planted, 5, {})
+
+    before, after = measured(100_000), measured(2_000_000)
+    assert set(after.wrong) == {"wrong"}
+    assert set(after.failed) == {"broken"}  # a host that waits cannot be captured
+    ratios = [float(np.median(found.over_ours("peer"))) for found in (before, after)]
+    assert ratios[1] < 0.2 * ratios[0]
+    assert min(after.seconds["reference"]) > 2_000_000 / 4e9  # no clock is that fast
+
+
+@pytest.mark.gpu
+def test_a_gpu_captures_gradients_of_inputs_that_a_definition_has_seen() -> None:
+    def gradient(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return (x.square(), *torch.autograd.grad(x.square().sum(), x))
+
+    inputs = lambda: (torch.randn(64, 64, device="cuda").requires_grad_(),)  # noqa: E731
+    found = measure(Subject(inputs, {"reference": gradient, "peer": gradient}, Cost(1, 1), ours="reference"), 2, {})
+    assert not found.wrong | found.failed
+    assert set(found.seconds) == {"reference", "peer"}
+
+
+@pytest.mark.usefixtures("on_a_cpu")
 def test_forms_that_draw_are_compared_by_what_stands_for_them() -> None:
     def noisy(x: torch.Tensor) -> torch.Tensor:
         return x + torch.randn_like(x)
@@ -169,11 +224,12 @@ def test_forms_that_draw_are_compared_by_what_stands_for_them() -> None:
     drawn = measure(subject(**forms), 1, {})
     assert set(drawn.wrong) == {"reference", "peer"}  # a definition is to repeat itself
     quiet = {name: lambda x: x.clone() for name in forms}
-    stood_for = measure(Subject(lambda: (torch.randn(64, 64),), forms, Cost(1, 1), compared=quiet), 1, {})
+    stood_for = measure(replace(subject(**forms), compared=quiet), 1, {})
     assert not stood_for.wrong
     assert {name: len(s) for name, s in stood_for.seconds.items()} == {"reference": 1, "peer": 1}
 
 
+@pytest.mark.usefixtures("on_a_cpu")
 def test_each_form_gets_inputs_of_its_own() -> None:
     found = measure(subject(reference=lambda x: x.mul_(2), peer=lambda x: x.mul_(2)), 2, {"third": "not here"})
     assert not found.wrong
@@ -181,11 +237,22 @@ def test_each_form_gets_inputs_of_its_own() -> None:
     assert all(s > 0 for times in found.seconds.values() for s in times)
 
 
+@pytest.mark.usefixtures("on_a_cpu")
 def test_skipped_forms_are_absent_with_their_reason() -> None:
     skipped = {"triton": "no GPU", "compiled": "no time"}
     found = measure(Subject(lambda: (torch.ones(3),), operation_forms(lambda x: x + 1), Cost(1, 1)), 1, skipped)
     assert found.absent == skipped
     assert set(found.seconds) == {"reference"}
+
+
+@pytest.mark.usefixtures("on_a_cpu")
+def test_a_form_that_raises_has_failed_and_is_not_wrong() -> None:
+    found = measure(subject(reference=lambda x: x + 1, broken=lambda x: x.nothing), 1, {})
+    assert not found.wrong
+    assert "AttributeError" in found.failed["broken"]
+    undefined = measure(subject(reference=lambda x: x.nothing, peer=lambda x: x + 1), 1, {})
+    assert set(undefined.failed) == {"reference", "peer"}
+    assert not undefined.seconds
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1.02])
@@ -340,6 +407,7 @@ def test_a_missing_mark_is_an_error() -> None:
         report.put("nothing", {"step": "table"})
 
 
+@pytest.mark.usefixtures("on_a_cpu")
 def test_the_ladder_ends_where_its_next_rung_would_take_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_scaling, "LONGEST_S", 0.05)
     shown: dict[str, Rounds] = {}
@@ -351,6 +419,7 @@ def test_the_ladder_ends_where_its_next_rung_would_take_too_long(monkeypatch: py
     assert shown["scaling: a thing over size: 2"].seconds["ours"][0] >= 0.04
 
 
+@pytest.mark.usefixtures("on_a_cpu")
 def test_the_footprint_is_what_is_added_at_the_peak() -> None:
     before = footprint.before_mb()
     ballast = np.ones(64 * 2**20, np.uint8)
@@ -387,7 +456,11 @@ def test_a_report_without_ours_leaves_its_ratios_out() -> None:
     empty = {"quick": False, "troubles": [], "ceilings": {}, "start": {}, "end": {}, "at_work": []}
     machine_info = {"device": "a CPU", "instructions": "AVX2", "threads": 2, "torch": "2.13"}
     run = report.Run(
-        machine_info, {**empty, "absent": {}, "wrong": {"collect Pong: ours": "why"}}, "abc", "today", cases
+        machine_info,
+        {**empty, "absent": {}, "wrong": {"collect Pong: ours": "why"}, "failed": {}},
+        "abc",
+        "today",
+        cases,
     )
     assert "| collect Pong | peer | 1.00 s |" in report.markdown(run, {})
     tables = report.readme_tables([run])
