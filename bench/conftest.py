@@ -5,7 +5,7 @@ together (harness.py), and what pytest-benchmark is then given are those rounds,
 `--benchmark-compare` work as ever. Ratios, rates and shares of the roof are each case's `extra_info`.
 
 `--benchmark-compare` alone compares with the stored run of a device of this name, and fails where a ratio of ours to an
-alternative has become worse (guard.py); times of another day it only shows.
+alternative, or our share of the roof, has become worse (guard.py); times of another day it only shows.
 """
 
 from collections.abc import Callable
@@ -133,17 +133,18 @@ def compare(show: Show, measured: dict[str, Rounds], quick: bool) -> Compare:
 
 def case_info(form: str, found: Rounds, ceilings: Ceilings) -> dict[str, Any]:
     """What a case states beside its times."""
-    median_s = quartiles(found.seconds[form])[1]
+    best_s, median_s, _ = quartiles(found.seconds[form])
     info: dict[str, Any] = {"form": form, "ours": form == found.ours} | found.beside.get(form, {})
     if found.ours in found.seconds and form != found.ours:
         q1, q2, q3 = quartiles(found.over_ours(form))
-        info["over_ours"] = {"q1": q1, "median": q2, "q3": q3, "rounds": len(found.seconds[form])}
+        info["over_ours"] = {"q1": q1, "median": q2, "q3": q3, "rounds": len(found.over_ours(form))}
     if found.cost is not None and any(found.cost):
         cost = found.cost
         # A CPU without bf16 in hardware multiplies faster in float32.
         flops_per_s = max(ceilings.bf16_flops_per_s, ceilings.full_flops_per_s)
         roof_s = max(cost.flops / flops_per_s, cost.bytes / ceilings.bytes_per_s)
         info |= {"flops": cost.flops, "bytes": cost.bytes, "share_of_roof": roof_s / median_s}
+        info["share_best"] = roof_s / best_s  # of the best quarter of rounds, for the guard
     if found.unit:
         info |= {"unit": found.unit, "per_s": found.count / median_s}
     return info
@@ -223,6 +224,6 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         for line in verdict.worse:
             terminalreporter.write_line(f"SLOWER: {line}", red=True)
         counts = f"{len(verdict.worse)} worse; {len(verdict.missing)} of the stored run not measured now"
-        terminalreporter.write_line(f"{verdict.compared} ratios compared with the stored run: {counts}")
+        terminalreporter.write_line(f"{verdict.compared} ratios and shares compared with the stored run: {counts}")
     for trouble in machine.troubles(config.stash[_START], machine.state(), machine.samples()):
         terminalreporter.write_line(f"NOT TO BE TRUSTED: {trouble}", red=True)

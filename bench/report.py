@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bench.guard import RESULTS
-from bench.table import Case, absences, by_operation, ceilings, duration, faults, further, spread
+from bench.table import Case, absences, by_operation, ceilings, duration, faults, further, label, rates, spread
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 
@@ -140,7 +140,7 @@ def _table(cases: Iterable[Case]) -> Iterator[str]:
             ratio = "ours" if info["ours"] else _over_ours(case)
             roof = f"{info['share_of_roof']:.1%}" if "share_of_roof" in info else ""
             times = f"{duration(case.median_s)} | {spread(case)}"
-            rows.append(f"| {operation} | {info['form']} | {times} | {ratio} | {roof} | {_rate(case)} |")
+            rows.append(f"| {operation} | {label(info)} | {times} | {ratio} | {roof} | {_rate(case)} |")
     yield "\n".join(rows) if len(rows) > 2 else "Not measured."
 
 
@@ -150,14 +150,9 @@ def _over_ours(case: Case | None) -> str:
 
 
 def _rate(case: Case) -> str:
-    info, rates = case.info, []
-    if "unit" in info:
-        rates.append(f"{info['per_s']:,.0f} {info['unit']}/s")
-    if info.get("bytes"):
-        rates.append(f"{info['bytes'] / case.median_s / 1e9:,.1f} GB/s")
-    if info.get("flops"):
-        rates.append(f"{info['flops'] / case.median_s / 1e12:.3f} TFLOP/s")
-    return ", ".join([*rates, *further(info)])
+    info = case.info
+    counted = [f"{info['per_s']:,.0f} {info['unit']}/s"] if "unit" in info else []
+    return ", ".join([*counted, *rates(info, case.median_s), *further(info)])
 
 
 def ladders(run: Run) -> dict[str, list[Point]]:

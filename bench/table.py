@@ -16,11 +16,11 @@ class Case(NamedTuple):
 
 def lines(cases: Iterable[Case]) -> Iterator[str]:
     """An aligned table."""
-    yield f"{'':44s}{'median':>12s}{'IQR':>11s}{'/ ours':>8s}{'of roof':>9s}{'GB/s':>9s}{'TFLOP/s':>9s}"
+    yield f"{'':44s}{'median':>12s}{'IQR':>11s}{'/ ours':>8s}{'of roof':>9s}{'moved':>13s}{'computed':>15s}"
     for operation, forms in by_operation(cases).items():
         yield operation
         for case in sorted(forms, key=lambda c: c.median_s):
-            yield f"  {case.info['form']:42s}" + "".join(_cells(case))
+            yield f"  {label(case.info):42s}" + "".join(_cells(case))
 
 
 def faults(wrong: Mapping[str, str], failed: Mapping[str, str]) -> Iterator[str]:
@@ -43,12 +43,33 @@ def _cells(case: Case) -> Iterator[str]:
     yield f"{duration(s):>12s}{spread(case):>11s}"
     yield f"{info['over_ours']['median']:7.2f}x" if "over_ours" in info else f"{'ours' if info['ours'] else '':>8s}"
     if "share_of_roof" in info:
-        gb_per_s = f"{info['bytes'] / s / 1e9:9.2f}" if info["bytes"] else f"{'':9s}"
-        yield f"{info['share_of_roof']:9.1%}{gb_per_s}{info['flops'] / s / 1e12:9.4f}"
+        moved, computed = (rate(info[key] / s, unit) if info[key] else "" for key, unit in _UNITS.items())
+        yield f"{info['share_of_roof']:9.1%}{moved:>13s}{computed:>15s}"
     if "unit" in info:
         yield f"  {info['per_s']:,.0f} {info['unit']}/s"
     for text in further(info):
         yield f"  {text}"
+
+
+_UNITS = {"bytes": "B/s", "flops": "FLOP/s"}
+
+
+def rates(info: Mapping[str, Any], s: float) -> Iterator[str]:
+    """Bytes and operations a second, of what has them."""
+    return (rate(info[key] / s, unit) for key, unit in _UNITS.items() if info.get(key))
+
+
+def rate(per_s: float, unit: str) -> str:
+    """With the prefix that leaves one to three digits before the point."""
+    for prefix, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if per_s >= size:
+            return f"{per_s / size:.3g} {prefix}{unit}" if per_s < 1e15 else f"{per_s / size:,.0f} {prefix}{unit}"
+    return f"{per_s:.3g} {unit}"
+
+
+def label(info: Mapping[str, Any]) -> str:
+    """What a form is called: its name, or what that stands for here."""
+    return str(info.get("label", info["form"]))
 
 
 def spread(case: Case) -> str:

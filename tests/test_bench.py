@@ -17,11 +17,15 @@ import numpy as np
 import pytest
 import torch
 
-from bench import bench_scaling, bench_step, footprint, guard, machine, report, table, timer
+from bench import bench_scaling, bench_step, footprint, guard, machine, released, report, table, timer
+from bench.ceilings import Ceilings
+from bench.conftest import case_info
 from bench.correct import difference
 from bench.harness import Rounds, Subject, interleave, measure, operation_forms
+from storm_fast import learn
 from storm_fast.collect import extension
 from storm_fast.kernels.cost import Cost
+from tests.small import small_config
 
 ROOT = Path(__file__).resolve().parents[1]
 COLLECTORS = ROOT / "bench" / "bench_collect.py"
@@ -142,7 +146,7 @@ def test_a_planted_slowdown_fails_the_comparison_and_an_equal_run_does_not(plant
     arguments = (planted, "-k", "reference or peer", f"--benchmark-compare={saved}")
     same = benchmarks(*arguments)
     assert same.returncode == 0, same.stdout
-    assert "1 ratios compared with the stored run: 0 worse; 0 of" in same.stdout
+    assert "1 ratios and shares compared with the stored run: 0 worse; 0 of" in same.stdout
     slower = benchmarks(*arguments, PLANTED_SLEEP="0.05")
     assert slower.returncode == 1, slower.stdout
     assert "SLOWER: " in slower.stdout
@@ -156,7 +160,7 @@ def test_a_planted_slowdown_of_the_collector_is_reported(tmp_path: Path) -> None
     saved = tmp_path / "saved.json"
     before = benchmarks(COLLECTORS, *arguments, f"--benchmark-json={saved}", plugins=tmp_path)
     assert before.returncode == 0, before.stdout
-    after = benchmarks(COLLECTORS, *arguments, f"--benchmark-compare={saved}", plugins=tmp_path, PLANTED_SLEEP="0.002")
+    after = benchmarks(COLLECTORS, *arguments, f"--benchmark-compare={saved}", plugins=tmp_path, PLANTED_SLEEP="0.01")
     assert after.returncode == 1, after.stdout
     assert "SLOWER: bench/bench_collect.py::bench_collect[Pong-8-1-AtariVectorEnv]" in after.stdout
 
@@ -314,6 +318,41 @@ def test_the_guard_holds_ratios_beyond_their_spread() -> None:
     assert "takes 1.50 times as long as ours; 2.00 times" in verdict.worse[0]
 
 
+def test_the_guard_holds_shares_of_the_roof_of_ours() -> None:
+    def share(median: float, best: float, ours: bool = True) -> dict[str, Any]:
+        return {"ours": ours, "share_of_roof": median, "share_best": best}
+
+    stored = {name: share(0.5, 0.5) for name in "abd"} | {"c": share(0.5, 0.5, ours=False)}
+    now = {"a": share(0.2, 0.3), "b": share(0.2, 0.26), "c": share(0.1, 0.1, ours=False)}
+    verdict = guard.judge(stored, now)
+    assert verdict.worse == ["b: ours reaches 20.0% of the roof; 50.0% in the stored run"]
+    assert verdict.compared == 2
+    assert verdict.missing == ["d"]
+
+
+def test_a_sleep_in_the_model_update_that_all_forms_share_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = replace(small_config(), device="auto", precision="auto", kernels="auto")
+    monkeypatch.setattr(bench_step, "preset", lambda _: small)
+    monkeypatch.setattr(bench_step, "fault", lambda _: None)
+    monkeypatch.setattr(bench_step, "why_absent", lambda: "not here")
+    ceilings = Ceilings(1e10, 1e11, 1e11, 1e-6, 1e-6)
+
+    def shares() -> dict[str, dict[str, Any]]:
+        step = bench_step.Step(quick=True)
+        return {phase: case_info(bench_step.OURS[-1], found, ceilings) for phase, found in step.found.items()}
+
+    before = shares()
+    update = learn.update_world_model
+
+    def slowed(*arguments: Any) -> Any:
+        torch.cuda._sleep(10**8) if torch.cuda.is_available() else time.sleep(0.5)
+        return update(*arguments)
+
+    monkeypatch.setattr(learn, "update_world_model", slowed)
+    verdict = guard.judge(before, shares())
+    assert {line.split(":")[0] for line in verdict.worse} >= {"model", "whole"}
+
+
 class FakeNvml:
     """An NVML of one GPU, slowed by heat and by its power limit."""
 
@@ -378,6 +417,13 @@ def test_duration(seconds: float, text: str) -> None:
     assert table.duration(seconds) == text
 
 
+@pytest.mark.parametrize(
+    ("per_s", "text"), [(7.914e14, "791 TFLOP/s"), (5.8e10, "58 GFLOP/s"), (2.34e5, "234 kFLOP/s"), (3.0, "3 FLOP/s")]
+)
+def test_rate(per_s: float, text: str) -> None:
+    assert table.rate(per_s, "FLOP/s") == text
+
+
 def test_absences_are_gathered_by_reason() -> None:
     lines = list(table.absences({"a: x: triton": "no GPU", "b: triton": "no GPU", "a: x: peer": "not installed"}))
     assert lines == ["absent: peer (not installed): a: x", "absent: triton (no GPU): 2 operations"]
@@ -438,6 +484,25 @@ def test_gradients_that_are_missing_make_a_step_wrong(name: str, monkeypatch: py
     assert bench_step.fault("same") is None
     assert f"the gradient of {name}.weight is off by 1 of its norm" == bench_step.fault("first")
     assert "second step" in str(bench_step.fault("second"))
+
+
+def test_the_released_code_runs_under_its_own_settings_and_ours_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    seen = []
+
+    @released.as_it_runs()
+    def call() -> None:
+        seen.append((torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.deterministic))
+        seen.append((torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark))
+        raise ValueError
+
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"^$"):
+            call()
+    assert seen == 2 * [(True, True), (True, False)]
+    assert not torch.backends.cuda.matmul.allow_tf32
+    assert torch.backends.cudnn.benchmark
+    assert not torch.backends.cudnn.deterministic
 
 
 def test_pictures_are_drawn(tmp_path: Path) -> None:
