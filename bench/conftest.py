@@ -176,7 +176,9 @@ def pytest_benchmark_update_json(config: pytest.Config, benchmarks: list[Any], o
         "start": start,
         "end": end,
         "at_work": machine.samples(),
+        "limits": machine.limits(),
         "troubles": machine.troubles(start, end, machine.samples()),
+        "remarks": machine.remarks(machine.samples()),
         "absent": config.stash.get(_ABSENT, {}),
         "wrong": config.stash.get(_WRONG, {}),
         "failed": config.stash.get(_FAILED, {}),
@@ -217,7 +219,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         return
     terminalreporter.section(machine.device_name())
     lines = [*table.lines(cases), *table.faults(*faults), *table.ceilings(config.stash[_CEILINGS]._asdict())]
-    for line in [*lines, *table.absences(absent)]:
+    for line in [*lines, *table.limits(machine.limits()), *machine.remarks(machine.samples()), *table.absences(absent)]:
         terminalreporter.write_line(line)
     if _GUARD in config.stash:
         verdict = config.stash[_GUARD]

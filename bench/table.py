@@ -30,6 +30,25 @@ def faults(wrong: Mapping[str, str], failed: Mapping[str, str]) -> Iterator[str]
             yield f"{name}: {word}: {why}"
 
 
+def markdown_table(cases: Iterable[Case]) -> str:
+    """The same for a report."""
+    rows = ["| operation | form | median | IQR | / ours | of roof | rate |", "|---|---|---|---|---|---|---|"]
+    for operation, forms in by_operation(cases).items():
+        for case in sorted(forms, key=lambda c: c.median_s):
+            info = case.info
+            counted = [f"{info['per_s']:,.0f} {info['unit']}/s"] if "unit" in info else []
+            cells = [operation, label(info), duration(case.median_s), spread(case)]
+            cells += ["ours" if info["ours"] else ratio(case)]
+            cells += [f"{info['share_of_roof']:.1%}" if "share_of_roof" in info else ""]
+            rows.append(f"| {' | '.join(cells)} | {', '.join([*counted, *_rates(case), *further(info)])} |")
+    return "\n".join(rows) if len(rows) > 2 else "Not measured."
+
+
+def ratio(case: Case) -> str:
+    """What a form took over what ours took; empty where ours was not measured."""
+    return f"{case.info['over_ours']['median']:.2f}" if "over_ours" in case.info else ""
+
+
 def by_operation(cases: Iterable[Case]) -> dict[str, list[Case]]:
     """The forms of each operation, in the order in which they were measured."""
     found: dict[str, list[Case]] = {}
@@ -54,9 +73,8 @@ def _cells(case: Case) -> Iterator[str]:
 _UNITS = {"bytes": "B/s", "flops": "FLOP/s"}
 
 
-def rates(info: Mapping[str, Any], s: float) -> Iterator[str]:
-    """Bytes and operations a second, of what has them."""
-    return (rate(info[key] / s, unit) for key, unit in _UNITS.items() if info.get(key))
+def _rates(case: Case) -> Iterator[str]:
+    return (rate(case.info[key] / case.median_s, unit) for key, unit in _UNITS.items() if case.info.get(key))
 
 
 def rate(per_s: float, unit: str) -> str:
@@ -108,6 +126,19 @@ def ceilings(measured: Mapping[str, float]) -> Iterator[str]:
         f"in bf16, {measured['full_flops_per_s'] / 1e12:,.3f} with float32 tensors (tf32 on a GPU); a small operation "
         f"costs the host {duration(measured['launch_s'])}, in a graph {duration(measured['node_s'])}"
     )
+
+
+def limits(told: Mapping[str, Any]) -> Iterator[str]:
+    """What NVML says of a GPU."""
+    texts = {
+        "sm_mhz": "{} MHz",
+        "memory_mhz": "memory {} MHz",
+        "power_w": "{:.0f} W",
+    }
+    known = [rate(told["bytes_per_s"], "B/s")] if told.get("bytes_per_s") else []
+    known += [text.format(told[name]) for name, text in texts.items() if told.get(name) is not None]
+    if known:
+        yield "by NVML at most: " + ", ".join(known)
 
 
 def duration(seconds: float) -> str:

@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 import torch
 
-from bench import bench_scaling, bench_step, footprint, guard, machine, released, report, table, timer
+from bench import bench_scaling, bench_step, footprint, guard, ladders, machine, readme, released, report, table, timer
+from bench import saved as saved_runs
 from bench.ceilings import Ceilings
 from bench.conftest import case_info
 from bench.correct import difference
@@ -366,6 +367,8 @@ class FakeNvml:
             "nvmlDeviceGetClockInfo": 1200,
             "nvmlDeviceGetMaxClockInfo": 1980,
             "nvmlDeviceGetPowerUsage": 700_000,
+            "nvmlDeviceGetEnforcedPowerLimit": 650_000,
+            "nvmlDeviceGetMemoryBusWidth": 5120,
             "nvmlDeviceGetComputeRunningProcesses": [1, 2],
         }
 
@@ -387,9 +390,47 @@ def test_a_throttled_and_shared_gpu_is_called_so(monkeypatch: pytest.MonkeyPatch
     assert machine.troubles(calm, calm, [calm]) == []
     # Idle at start and end, as a device is then.
     assert machine.troubles(calm, calm, [calm, state]) == [
-        "throttled: hardware thermal slowdown, power cap; lowest clock at work 1200 MHz",
+        "throttled: hardware thermal slowdown; lowest clock at work 1200 MHz",
+        "power cap: the median clock at work was 61% of the highest",
         "shared: another process on the device",
     ]
+
+
+def test_a_power_cap_is_told_and_distrusted_only_where_it_costs_clocks() -> None:
+    calm = {"sm_mhz": 1980, "sm_mhz_most": 1980, "throttled_by": [], "processes": 1}
+    capped = calm | {"sm_mhz": 1800, "throttled_by": ["power cap"]}
+    assert machine.troubles(calm, calm, [capped, calm]) == []
+    assert machine.remarks([capped]) == ["power cap: the median clock at work was 91% of the highest"]
+    assert machine.remarks([calm]) == []
+    low = capped | {"sm_mhz": 1700}
+    assert machine.troubles(calm, calm, [low]) == ["power cap: the median clock at work was 86% of the highest"]
+    assert machine.remarks([low]) == []
+
+
+def test_limits_are_those_of_the_memory_bus_and_the_enforced_power(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda: SimpleNamespace(uuid="x"))
+    limits = machine.gpu_limits(FakeNvml())
+    assert limits == {"sm_mhz": 1980, "memory_mhz": 1980, "bytes_per_s": 2 * 1980e6 * 640, "power_w": 650}
+    said = "by NVML at most: 2.53 TB/s, 1980 MHz, memory 1980 MHz, 650 W"
+    assert list(table.limits(limits)) == [said]
+    assert list(table.limits({})) == []
+
+
+def test_a_gpu_whose_nvml_does_not_answer_is_measured_nevertheless() -> None:
+    state = machine.gpu_state(None)
+    assert machine.troubles(state, state, [state]) == []
+    assert "is not known" in machine.remarks([state])[0]
+    assert list(table.limits(machine.gpu_limits(None))) == []
+
+
+def test_nvml_that_cannot_start_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    import pynvml
+
+    def fail() -> None:
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
+
+    monkeypatch.setattr(pynvml, "nvmlInit", fail)
+    assert machine._nvml.__wrapped__() is None
 
 
 def test_a_shared_cpu_is_called_so() -> None:
@@ -407,6 +448,8 @@ def test_a_shared_cpu_is_called_so() -> None:
 def test_the_description_names_no_machine() -> None:
     described = machine.describe()
     assert described["device"] == machine.device_name()
+    assert described["triton"]
+    assert described["dtype"] in ("bfloat16", "float32")
     assert os.uname().nodename not in json.dumps(described).split('"')
 
 
@@ -430,27 +473,27 @@ def test_absences_are_gathered_by_reason() -> None:
 
 
 def test_the_exponent_of_a_power_is_its_exponent() -> None:
-    points = [report.Point(n, 3e-3 * n**1.5, 0.0, 0.0, "") for n in (1, 2, 8, 64)]
-    assert report.exponent(points) == pytest.approx(1.5)
+    points = [ladders.Point(n, 3e-3 * n**1.5, 0.0, 0.0, "") for n in (1, 2, 8, 64)]
+    assert ladders.exponent(points) == pytest.approx(1.5)
 
 
-@pytest.mark.parametrize("path", report.stored(), ids=lambda p: p.parent.name)
+@pytest.mark.parametrize("path", saved_runs.stored(), ids=lambda p: p.parent.name)
 def test_stored_runs_report_as_committed(path: Path) -> None:
-    run = report.load(path)
-    pictures = {name: file for name, file in report.picture_names(run).items() if (path.parent / file).exists()}
-    assert set(pictures) == set(report.picture_names(run))
+    run = saved_runs.load(path)
+    pictures = {name: file for name, file in ladders.picture_names(run).items() if (path.parent / file).exists()}
+    assert set(pictures) == set(ladders.picture_names(run))
     assert path.with_name("report.md").read_text() == report.markdown(run, pictures)
     assert not run.device["wrong"]
 
 
 def test_readme_states_the_stored_runs() -> None:
-    text = report.README.read_text()
-    assert report.put(text, report.readme_tables(map(report.load, report.stored()))) == text
+    text = readme.README.read_text()
+    assert readme.put(text, readme.tables(map(saved_runs.load, saved_runs.stored()))) == text
 
 
 def test_a_missing_mark_is_an_error() -> None:
     with pytest.raises(ValueError, match="measured: step"):
-        report.put("nothing", {"step": "table"})
+        readme.put("nothing", {"step": "table"})
 
 
 @pytest.mark.usefixtures("on_a_cpu")
@@ -509,18 +552,27 @@ def test_pictures_are_drawn(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     info = {"form": "ours", "ours": True, "ladder": "scaling: a thing over size", "peak_mb": 3.0}
     cases = [table.Case("scaling: a thing over size: 1", 1e-3 * n, 0.0, 2, info | {"size": n}) for n in (1, 2, 4)]
-    run = report.Run({"device": "a device"}, {}, "abc", "today", cases)
-    pictures = report.plot(run, tmp_path)
-    assert pictures == report.picture_names(run) == {"a thing over size": "a-thing-over-size.png"}
+    run = saved_runs.Run({"device": "a device"}, {}, "abc", "today", cases)
+    pictures = ladders.plot(run, tmp_path)
+    assert pictures == ladders.picture_names(run) == {"a thing over size": "a-thing-over-size.png"}
     assert (tmp_path / "a-thing-over-size.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_report_without_ours_leaves_its_ratios_out() -> None:
     info = {"form": "peer", "ours": False, "unit": "steps", "per_s": 3.0}
     cases = [table.Case(name, 1.0, 0.0, 9, info) for name in ("collect Pong", "step: act")]
-    empty = {"quick": False, "troubles": [], "ceilings": {}, "start": {}, "end": {}, "at_work": []}
+    empty = {
+        "quick": False,
+        "troubles": [],
+        "ceilings": {},
+        "limits": {},
+        "remarks": [],
+        "start": {},
+        "end": {},
+        "at_work": [],
+    }
     machine_info = {"device": "a CPU", "instructions": "AVX2", "threads": 2, "torch": "2.13"}
-    run = report.Run(
+    run = saved_runs.Run(
         machine_info,
         {**empty, "absent": {}, "wrong": {"collect Pong: ours": "why"}, "failed": {}},
         "abc",
@@ -528,30 +580,42 @@ def test_a_report_without_ours_leaves_its_ratios_out() -> None:
         cases,
     )
     assert "| collect Pong | peer | 1.00 s |" in report.markdown(run, {})
-    tables = report.readme_tables([run])
+    tables = readme.tables([run])
     assert "| Pong | absent |" in tables["collector"]
     assert tables["operations"] == "Not yet run on a GPU."
 
 
+def test_readme_states_spread_and_rounds() -> None:
+    ours = {"form": "compiled", "label": "ours (--compile)", "ours": True, "share_of_roof": 0.5}
+    over = {"q1": 1.9, "median": 2.0, "q3": 2.1, "rounds": 2}
+    cases = [table.Case("step: act", 1.0, 0.1, 5, ours)]
+    cases.append(table.Case("step: act", 2.0, 0.1, 2, {"form": "x", "label": "y", "ours": False, "over_ours": over}))
+    machine_info = {"device": "a GPU", "cuda": "13", "torch": "2.13"}
+    stated = readme.tables([saved_runs.Run(machine_info, {}, "abc", "today", cases)])["step"]
+    assert "a GPU, torch 2.13, commit abc, today, medians of 5 rounds:" in stated
+    assert "| phase | ours (--compile) | of roof | y / ours |" in stated
+    assert "| act | 1,000.00 ms (IQR 10%) | 50% | 2.00 (1.90 to 2.10, 2 rounds) |" in stated
+
+
 def test_parts_make_a_whole(tmp_path: Path) -> None:
-    whole = json.loads(report.stored()[0].read_text())
+    whole = json.loads(saved_runs.stored()[0].read_text())
     parts = []
     for i, cut in enumerate((slice(0, 5), slice(5, None))):
         part = {**whole, "benchmarks": whole["benchmarks"][cut]}
         part["device"] = {**whole["device"], "absent": {f"{i}: x": "why"}, "troubles": [f"trouble {i}"]}
         parts.append(tmp_path / f"{i}.json")
         parts[-1].write_text(json.dumps(part))
-    merged = report.merge(parts)
+    merged = saved_runs.merge(parts)
     assert merged["benchmarks"] == whole["benchmarks"]
     assert merged["device"]["absent"] == {"0: x": "why", "1: x": "why"}
     assert merged["device"]["troubles"] == ["trouble 0", "trouble 1"]
     other = {**whole, "commit_info": {**whole["commit_info"], "id": "another"}}
     parts[1].write_text(json.dumps(other))
     with pytest.raises(SystemExit, match="one device and commit"):
-        report.merge(parts)
+        saved_runs.merge(parts)
 
 
 def test_a_file_that_is_no_run_is_named(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text("{}")
     with pytest.raises(SystemExit, match=r"want a file of .*x\.json"):
-        report.load(tmp_path / "x.json")
+        saved_runs.load(tmp_path / "x.json")
