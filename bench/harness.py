@@ -81,8 +81,12 @@ class Rounds:
         try:
             return step()
         except Exception as error:
-            self.failed[form] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+            self.fail(form, error)
             return None
+
+    def fail(self, form: str, error: Exception) -> None:
+        """Note what kept a form from running."""
+        self.failed[form] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
 def operation_forms(call: Form, **peers: Form) -> dict[str, Form]:

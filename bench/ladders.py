@@ -1,6 +1,7 @@
 """What happened as work grew: the rungs of each ladder, the power that time grows with, and pictures of them."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,8 +34,12 @@ def exponent(points: list[Point]) -> float:
     """The slope of log seconds over log size, by least squares: 1 is time in proportion. NaN for a single point."""
     if len(points) < 2:
         return math.nan
-    x, y = (np.log([getattr(p, name) for p in points]) for name in ("size", "seconds"))
-    return float(np.polyfit(x, y, 1)[0])
+    return slope([p.size for p in points], [p.seconds for p in points])
+
+
+def slope(sizes: Sequence[float], seconds: Sequence[float]) -> float:
+    """Of log seconds over log size, of two points or more."""
+    return float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0])
 
 
 def power(points: list[Point]) -> str:

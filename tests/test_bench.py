@@ -2,8 +2,10 @@
 measured.
 """
 
+import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -17,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench import bench_scaling, bench_step, footprint, guard, ladders, machine, readme, released, report, table, timer
+from bench import bench_step, climb, footprint, guard, ladders, machine, readme, released, report, table, timer
 from bench import saved as saved_runs
 from bench.ceilings import Ceilings
 from bench.conftest import case_info
@@ -496,16 +498,77 @@ def test_a_missing_mark_is_an_error() -> None:
         readme.put("nothing", {"step": "table"})
 
 
+def rung_of(seconds: Callable[[int], float], order: list[int] | None = None) -> Callable[[int], climb.Rung]:
+    """A rung whose call sleeps, and says when it was its turn."""
+
+    def rung(size: int) -> climb.Rung:
+        def call() -> None:
+            if order is not None:
+                order.append(size)
+            time.sleep(seconds(size))
+
+        return climb.Rung(lambda: call, "things", size)
+
+    return rung
+
+
 @pytest.mark.usefixtures("on_a_cpu")
-def test_the_ladder_ends_where_its_next_rung_would_take_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench_scaling, "LONGEST_S", 0.05)
-    shown: dict[str, Rounds] = {}
-    reached: dict[str, bench_scaling.Rung] = {}
-    for size in (1, 2, 4):
-        ladder = bench_scaling.Ladder(lambda name, _, found: shown.update({name: found}), reached, quick=True)
-        ladder.climb("a thing", "size", size, lambda size=size: lambda: time.sleep(0.02 * size))
-    assert [bool(found.absent) for found in shown.values()] == [False, False, True]
-    assert shown["scaling: a thing over size: 2"].seconds["ours"][0] >= 0.04
+def test_the_ladder_ends_where_its_next_rung_is_predicted_to_take_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(climb, "LONGEST_S", 0.35)
+    found = climb.climb("a ladder", "size", (1, 2, 4, 8), rung_of(lambda size: 0.1 * size), is_quick=True)
+    assert [bool(one.absent) for one in found.values()] == [False, False, True, True]
+    assert all(re.match(r"predicted \d+\.\d+ m?s a call; 350.00 ms", found[size].absent["ours"]) for size in (4, 8))
+    assert min(found[2].seconds["ours"]) >= 0.2
+
+
+@pytest.mark.usefixtures("on_a_cpu")
+def test_one_slow_call_does_not_end_a_ladder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(climb, "LONGEST_S", 0.35)
+    monkeypatch.setattr(climb, "SHORT_S", 0.01)
+    slow = iter([0.3])
+    found = climb.climb("a ladder", "size", (1, 2), rung_of(lambda size: next(slow, 0.05)), is_quick=True)
+    assert found[2].seconds["ours"]
+
+
+def test_a_prediction_has_the_ladders_own_power() -> None:
+    assert climb.predicted_s({}, 64) == 0
+    assert climb.predicted_s({64: 0.3}, 128) == pytest.approx(0.6)
+    assert climb.predicted_s({4: 9.0, 64: 0.2, 256: 0.4, 1024: 0.8}, 4096) == pytest.approx(1.6)
+
+
+@pytest.mark.usefixtures("on_a_cpu")
+def test_rungs_take_turns_and_short_calls_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(climb, "SHORT_S", 0.03)
+    order: list[int] = []
+    found = climb.climb("a ladder", "size", (1, 50), rung_of(lambda size: 1e-3 * size, order), is_quick=True)
+    assert len(found[1].seconds["ours"]) >= 7
+    assert len(found[50].seconds["ours"]) >= climb.MOST
+    changes = sum(a != b for a, b in itertools.pairwise(order))
+    assert changes > climb.MOST
+
+
+@pytest.mark.usefixtures("on_a_cpu")
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, MemoryError])
+def test_a_ladder_ends_where_memory_does_and_says_so(error: type[Exception]) -> None:
+    def rung(size: int) -> climb.Rung:
+        def start() -> Callable[[], None]:
+            if size > 2:
+                raise error
+            return lambda: None
+
+        return climb.Rung(start, "things", size)
+
+    found = climb.climb("a ladder", "size", (1, 2, 4, 8), rung, is_quick=True)
+    assert [bool(one.seconds) for one in found.values()] == [True, True, False, False]
+    assert found[4].absent["ours"] == "out of memory, beside the smaller ones"
+    assert found[8].absent["ours"] == "a smaller one was out of memory"
+
+
+@pytest.mark.usefixtures("on_a_cpu")
+def test_a_rung_that_fails_leaves_the_others() -> None:
+    found = climb.climb("a ladder", "size", (1, 2), rung_of(lambda size: {1: 1e-3}[size]), is_quick=True)
+    assert found[1].seconds["ours"]
+    assert "KeyError" in found[2].failed["ours"]
 
 
 @pytest.mark.usefixtures("on_a_cpu")
