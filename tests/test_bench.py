@@ -19,7 +19,20 @@ import numpy as np
 import pytest
 import torch
 
-from bench import bench_step, climb, footprint, guard, ladders, machine, readme, released, report, table, timer
+from bench import (
+    bench_collect,
+    bench_step,
+    climb,
+    footprint,
+    guard,
+    ladders,
+    machine,
+    readme,
+    released,
+    report,
+    table,
+    timer,
+)
 from bench import saved as saved_runs
 from bench.ceilings import Ceilings
 from bench.conftest import case_info
@@ -166,6 +179,29 @@ def test_a_planted_slowdown_of_the_collector_is_reported(tmp_path: Path) -> None
     after = benchmarks(COLLECTORS, *arguments, f"--benchmark-compare={saved}", plugins=tmp_path, PLANTED_SLEEP="0.01")
     assert after.returncode == 1, after.stdout
     assert "SLOWER: bench/bench_collect.py::bench_collect[Pong-8-1-AtariVectorEnv]" in after.stdout
+
+
+@needs_collector
+def test_a_peer_that_does_not_start_leaves_the_others_and_all_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = []
+
+    def start(name: str, shown: np.ndarray) -> Callable[..., Any]:
+        return lambda *_: bench_collect.Candidate(lambda _: None, lambda: closed.append(name), shown)
+
+    def broken(*_: Any) -> Any:
+        raise OSError("no ROM")
+
+    pictures = np.zeros((2, 64, 64, 3), np.uint8)
+    peers = {"ours": start("ours", pictures), "AtariVectorEnv": start("AtariVectorEnv", pictures.transpose(0, 3, 1, 2))}
+    peers |= {"envpool": start("envpool", pictures[:, :, :, :1]), "Sync": broken, "emulation": start("emulation", None)}
+    monkeypatch.setattr(bench_collect, "START", peers)
+    monkeypatch.setattr(bench_collect, "FORMS", tuple(peers))
+    monkeypatch.setattr(bench_collect, "absent", lambda *_: {})
+    found = bench_collect.collected("Pong", 2, 1, rounds=1)
+    assert found.failed == {"Sync": "OSError: no ROM"}
+    assert found.wrong == {"envpool": "it shows uint8 [2, 64, 64, 1], not 2 pictures of 64 x 64 x 3"}
+    assert set(found.seconds) == {"ours", "AtariVectorEnv", "emulation"}
+    assert sorted(closed) == ["AtariVectorEnv", "emulation", "envpool", "ours"]
 
 
 @needs_collector
