@@ -119,16 +119,26 @@ def measured() -> dict[str, Rounds]:
 
 
 @pytest.fixture
-def compare(show: Show, measured: dict[str, Rounds], quick: bool) -> Compare:
+def compare(show: Show, measured: dict[str, Rounds], quick: bool, request: pytest.FixtureRequest) -> Compare:
     """Measures an operation when the first of its forms asks, and shows this form."""
 
     def run(operation: str, form: str, subject: Callable[[], Subject]) -> None:
         if operation not in measured:
             rounds = (20 if quick else 50) if IS_GPU else (5 if quick else 15)
-            measured[operation] = measure_subject(subject(), rounds, skipped(quick))
+            measured[operation] = measure_subject(subject(), rounds, skipped(quick, is_last_shape(request)))
         show(operation, form, measured[operation])
 
     return run
+
+
+def is_last_shape(request: pytest.FixtureRequest) -> bool:
+    """Whether no other shape of the same benchmark comes after this one."""
+
+    def shape(item: Any) -> dict[str, Any]:
+        return {name: value for name, value in item.callspec.params.items() if name != "form"}
+
+    siblings = [item for item in request.session.items if item.function is request.node.function]
+    return shape(siblings[-1]) == shape(request.node)
 
 
 def case_info(form: str, found: Rounds, ceilings: Ceilings) -> dict[str, Any]:

@@ -70,6 +70,20 @@ def bench_planted(compare, form):
     # No cost: shares of a roof that is measured anew in each run are not what is planted.
     compare("doubled", form, lambda: Subject(INPUTS, FORMS, Cost(0, 0), ours="reference"))
 """
+SHAPES = """
+import pytest, torch
+from bench.forms import in_forms
+from bench.harness import Subject
+from storm_fast.kernels.cost import Cost
+
+torch.compile = lambda call, dynamic: call
+FORMS = {"reference": lambda x: x * 2, "compiled": lambda x: x + x}
+
+@in_forms(*FORMS)
+@pytest.mark.parametrize("n", [1, 2, 3])
+def bench_shapes(compare, n, form):
+    compare(f"doubled {n}", form, lambda: Subject(lambda: (torch.randn(n),), FORMS, Cost(0, 0), ours="reference"))
+"""
 COLLECTOR_PLANT = """
 import os, time
 from storm_fast.collect import Collector
@@ -86,7 +100,7 @@ Collector.step = planted
 
 
 def benchmarks(
-    file: Path, *arguments: Any, plugins: Path = ROOT, **environment: str
+    file: Path, *arguments: Any, plugins: Path = ROOT, quick: bool = True, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """`pytest --benchmark-only --quick` in a process of its own, which ends with what the terminal showed.
 
@@ -98,7 +112,7 @@ def benchmarks(
         "pytest",
         file,
         "--benchmark-only",
-        "--quick",
+        *(["--quick"] if quick else []),
         "-p",
         "no:cacheprovider",
         *arguments,
@@ -167,6 +181,14 @@ def test_a_planted_slowdown_fails_the_comparison_and_an_equal_run_does_not(plant
     assert slower.returncode == 1, slower.stdout
     assert "SLOWER: " in slower.stdout
     assert "bench_planted[peer]: takes 0." in slower.stdout
+
+
+def test_a_cpu_compiles_the_last_shape_alone(tmp_path: Path) -> None:
+    file = tmp_path / "bench_shapes.py"
+    file.write_text(SHAPES)
+    shown = benchmarks(file, "-rs", quick=False).stdout
+    assert "absent: compiled (on a CPU only the last shape of each operation is compiled): 2 operations" in shown
+    assert "absent: compiled (on a CPU only" not in shown.split("2 operations")[1]
 
 
 @needs_collector
