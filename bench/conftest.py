@@ -1,4 +1,5 @@
-"""`pytest bench/ --benchmark-only`: one instrument of several files. `--quick` takes two minutes on two cores.
+"""`pytest bench/ --benchmark-only`: one instrument of several files. `--quick` takes two minutes on two cores, and
+`--store` saves the run as the one of this device, from which bench.report makes tables.
 
 A case is an operation in one form, `bench_<operation>[<shape>-<form>]`; the forms of an operation are measured
 together (harness.py), and what pytest-benchmark is then given are those rounds, played back: its statistics, JSON and
@@ -8,6 +9,7 @@ together (harness.py), and what pytest-benchmark is then given are those rounds,
 alternative, or our share of the roof, has become worse (guard.py); times of another day it only shows.
 """
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -46,14 +48,17 @@ def playback_timer() -> float:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add --quick."""
+    """Add --quick and --store."""
     parser.addoption("--quick", action="store_true", help="fewer rounds and sizes: two minutes on two cores")
+    parser.addoption("--store", action="store_true", help="save the run where bench/results/ has this device's")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     """Before pytest-benchmark reads its options: compare with the stored run, and leave its table to those who ask."""
     option = config.option
+    if option.store:
+        option.benchmark_json = str(guard.stored_path())
     if option.benchmark_json:  # which is written at the very end, when minutes have been spent
         Path(option.benchmark_json).parent.mkdir(parents=True, exist_ok=True)
     if option.benchmark_compare is True:
@@ -176,6 +181,12 @@ def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
     """Name the device, and not the machine."""
     machine_info.clear()
     machine_info |= machine.describe()
+
+
+def pytest_benchmark_update_commit_info(commit_info: dict[str, Any]) -> None:
+    """Where there is no repository, the commit is what STORM_COMMIT says."""
+    if commit_info["id"] == "unversioned" and "STORM_COMMIT" in os.environ:
+        commit_info["id"] = os.environ["STORM_COMMIT"]
 
 
 def pytest_benchmark_update_json(config: pytest.Config, benchmarks: list[Any], output_json: dict[str, Any]) -> None:

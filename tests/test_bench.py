@@ -23,6 +23,7 @@ from bench import (
     bench_collect,
     bench_step,
     climb,
+    conftest,
     footprint,
     guard,
     ladders,
@@ -734,6 +735,66 @@ def test_parts_make_a_whole(tmp_path: Path) -> None:
     parts[1].write_text(json.dumps(other))
     with pytest.raises(SystemExit, match="one device and commit"):
         saved_runs.merge(parts)
+
+
+def test_a_run_without_a_repository_has_the_commit_that_is_named() -> None:
+    commit = {"id": "unversioned", "dirty": False}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STORM_COMMIT", "0123456789")
+        conftest.pytest_benchmark_update_commit_info(commit)
+        of_git = {"id": "abcdef"}
+        conftest.pytest_benchmark_update_commit_info(of_git)
+    assert (commit["id"], of_git["id"]) == ("0123456789", "abcdef")
+
+
+def test_a_run_of_no_known_commit_says_so(tmp_path: Path) -> None:
+    file = tmp_path / "run.json"
+    whole = json.loads(saved_runs.stored()[0].read_text())
+    file.write_text(json.dumps(whole | {"commit_info": {"id": "unversioned", "dirty": False}}))
+    assert saved_runs.load(file).commit == "unknown"
+
+
+STAND_IN = """#!/usr/bin/env bash
+case "$1" in
+  -c) echo "$RESULTS" ;;
+  *) echo "$*" | tee -a "$RESULTS/ran"
+     for word in "$@"; do case $word in --benchmark-json=*) echo {} >"${word#*=}" ;; esac; done
+     [ "$3" != tests/aot ] ;;
+esac
+"""
+
+
+def gpu_check(folder: Path, *parts: str) -> subprocess.CompletedProcess[str]:
+    """The script with stand-ins for Python, which says what it is asked for, and nvidia-smi."""
+    for name, text in (("python", STAND_IN), ("nvidia-smi", "#!/bin/sh\n")):
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    environment = {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}", "PYTHON": str(folder / "python")}
+    environment |= {"RESULTS": str(folder / "results"), "GPU_CHECK_OUT": str(folder / "out")}
+    command = ["bash", str(ROOT / "bench" / "gpu_check.sh"), *parts]
+    return subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False)
+
+
+def test_the_check_on_a_gpu_runs_the_parts_that_are_named_and_merges_what_there_is(tmp_path: Path) -> None:
+    assert gpu_check(tmp_path, "scaling").returncode == 0
+    done = gpu_check(tmp_path, "aot", "step", "golden")
+    assert done.returncode == 1  # a part that fails does not end the others
+    ran = (tmp_path / "results" / "ran").read_text().splitlines()
+    out, results = tmp_path / "out", tmp_path / "results"
+    assert ran[0] == f"-m pytest bench/bench_scaling.py --benchmark-only --benchmark-json={out}/scaling.json"
+    assert ran[1] == f"-m bench.report {out}/scaling.json --merge {results}/benchmarks.json"
+    assert [line.split()[-1] for line in ran[2:4]] == ["tests/aot", f"--benchmark-json={out}/step.json"]
+    assert ran[4] == f"-m bench.report {out}/step.json {out}/scaling.json --merge {results}/benchmarks.json"
+    assert ran[5].startswith("tests/golden/check.py")
+    summary = [line.split()[:3] for line in (results / "checks.txt").read_text().splitlines()]
+    assert ["aot", "exit", "1,"] in summary
+    assert ["step", "exit", "0,"] in summary
+
+
+def test_the_check_on_a_gpu_refuses_a_part_that_it_has_not(tmp_path: Path) -> None:
+    done = gpu_check(tmp_path, "benhc")
+    assert done.returncode == 2
+    assert "want parts of" in done.stderr
 
 
 def test_a_file_that_is_no_run_is_named(tmp_path: Path) -> None:
