@@ -28,6 +28,7 @@ from bench import (
     guard,
     ladders,
     machine,
+    memory,
     readme,
     released,
     report,
@@ -637,6 +638,13 @@ def test_the_footprint_is_what_is_added_at_the_peak() -> None:
     added = footprint.added_mb(before)
     assert ballast[0] == 1
     assert 60 < added < 90
+
+
+@pytest.mark.usefixtures("on_a_cpu")
+def test_memory_is_read_along_a_training_run() -> None:
+    held = memory.held_mb(small_config(), turns=4, every=2)
+    assert len(held) == 2
+    assert all(0 < mb < 1e5 for mb in held)
 
 
 @pytest.mark.parametrize("name", ["model", "agent"])
