@@ -1,6 +1,8 @@
 # Two commands set up a fresh machine with Python >= 3.11, a C++ compiler and make, and nothing else:
 #   make train        install, train, evaluate: `storm` on a GPU, `tiny` (Freeway) on a CPU
 #   make test         install, run the whole test suite
+# and a third makes README's tables of this machine:
+#   make bench        install, run all benchmarks, store them in bench/results/, write reports and tables
 # More words for the trainer: make train ARGS="--game Breakout --seed 2"
 
 PYTHON ?= python3
@@ -10,7 +12,7 @@ RUN ?= runs/make-train-$(STAMP)
 ARGS ?=
 BIN := $(VENV)/bin
 
-.PHONY: train test
+.PHONY: train test bench
 
 train: $(VENV)/.installed
 	$(BIN)/python -m storm_fast.train --run-dir $(RUN) $(ARGS)
@@ -19,6 +21,10 @@ train: $(VENV)/.installed
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest
 	$(BIN)/python -m pytest tests/aot
+
+bench: $(VENV)/.installed-bench
+	$(BIN)/python -m pytest bench/ --benchmark-only --store
+	$(BIN)/python -m bench.report --readme
 
 SOURCES := pyproject.toml CMakeLists.txt $(wildcard storm_fast/csrc/*)
 
@@ -30,4 +36,9 @@ $(VENV)/.installed: $(SOURCES)
 $(VENV)/.installed-test: $(SOURCES)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --editable ".[test]"
+	touch $(VENV)/.installed $@
+
+$(VENV)/.installed-bench: $(SOURCES)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable ".[bench]"
 	touch $(VENV)/.installed $@

@@ -1,21 +1,22 @@
 """A training step at full size (preset `storm`, 18 actions), phase by phase, in every form that this machine runs.
 
-Cases are `<phase>-<form>`. Phases: act, append, model, imagine, agent and whole, which is all of them. Forms:
+Cases are `<phase>-<form>`. Phases: act, append, model, imagine, agent and whole, which is all of them. Forms, by the
+names that -k selects; tables say what they are (LABELS):
 
     reference   on a GPU eager PyTorch on the kernels' definitions; on a CPU in float32
     kernels     eager, Triton's kernels (GPU)
-    captured    four CUDA graphs: --compile (GPU)
-    compiled    on a GPU the definitions, the passes of the updates through torch.compile; on a CPU what training runs:
-                bf16 in channels_last where the processor has it
+    captured    four CUDA graphs: --compile, ours on a GPU
+    compiled    on a GPU the definitions, the passes of acting and of the updates through torch.compile; on a CPU
+                --compile, which is ours there: bf16 in channels_last where the processor has it
     released    the authors' code, in bf16 as released; released_fp32 without its autocast (CPU)
 
 All forms take their steps in turn within a round. On a GPU the phases are timed between waits for the device, and
-`whole` is a run of steps without any. The roof of a phase is the arithmetic of its products, forward and backward, at
-the rate that large products reach here. Before anything is timed, each form of ours makes two small steps from the same
-weights and draws, whose losses and gradients are to be the reference's; of the released code the golden tests hold the
-equality.
+`whole` is a run of steps without any, a second long or more. The roof of a phase is what work.py counts. Before
+anything is timed, each form of ours makes two small steps from the same weights and draws, whose losses and gradients
+are to be the reference's; of the released code the golden tests hold the equality.
 """
 
+import math
 import time
 from collections.abc import Iterable
 from dataclasses import replace
@@ -26,23 +27,42 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from bench import footprint, machine
 from bench.conftest import Show
 from bench.forms import IS_GPU, in_forms
-from bench.harness import Rounds, quartiles, wait
+from bench.harness import Rounds, quartiles
 from bench.ours import ACTIONS, Ours
 from bench.released import Released, why_absent
+from bench.timer import wait
+from bench.work import phase_costs
 from storm_fast.config import Config, preset
 from storm_fast.kernels import backend
 from storm_fast.kernels.cost import Cost
 from storm_fast.precision import Precision, choose
 
-OURS = ("reference", "compiled", "kernels", "captured") if IS_GPU else ("reference", "compiled")
-FORMS = (*OURS, "released") if IS_GPU else (*OURS, "released", "released_fp32")
 PHASES = ("act", "append", "model", "imagine", "agent")
-FREE_STEPS = 10  # steps of a round of `whole` on a GPU
+LABELS = (
+    {
+        "reference": "definitions, eager",
+        "compiled": "definitions, torch.compile",
+        "kernels": "kernels, eager",
+        "captured": "ours (--compile)",
+        "released": "released in bf16",
+    }
+    if IS_GPU
+    else {
+        "reference": "reference in float32",
+        "compiled": "ours (--compile)",
+        "released": "released in bf16",
+        "released_fp32": "released in float32",
+    }
+)
+FORMS = tuple(LABELS)
+OURS = tuple(form for form in FORMS if not form.startswith("released"))  # the last is what training runs
+PARTIAL = ("compiled",) if IS_GPU else ()
+PARTLY = "imagination has a graph for each position of its cache, which torch.compile would make one by one"
+FREE_STEPS, WINDOW_S = 10, 1.0  # steps of a round of `whole` on a GPU, and seconds: the more of both
 COMPARED = ("model/total", "model/reward", "model/kl", "agent/value", "agent/entropy")
 AGREEMENT = 0.02
 """largest relative difference of these losses"""
@@ -64,10 +84,16 @@ def ours_in(form: str, config: Config) -> Ours:
     ours = Ours(config, precision_of(form))
     if form == "compiled" and IS_GPU:
         model, agent = ours.t.world_model, ours.t.agent
+        model.encoder.folded = torch.compile(model.encoder.folded, dynamic=False)  # not a pass that .compile knows
         for module in (model.encoder, model.decoder, model.transformer, model.reward_head, model.end_head, agent):
             for part in [module] if module is not agent else agent.children():
                 part.compile(dynamic=False)
     return ours
+
+
+def phases_of(form: str) -> tuple[str, ...]:
+    """What a form has."""
+    return tuple(p for p in (*PHASES, "whole") if form not in PARTIAL or p not in ("imagine", "whole"))
 
 
 def precision_of(form: str) -> Precision:
@@ -133,7 +159,14 @@ def fault(form: str) -> str | None:
     return None
 
 
-class _Step:
+def rounds_of(quick: bool) -> dict[str, int]:
+    """How often each form is timed; on a CPU those that take half a minute a step less often than ours."""
+    if IS_GPU:
+        return dict.fromkeys(FORMS, 5 if quick else 10)
+    return dict.fromkeys(FORMS, 2) | ({} if quick else {OURS[-1]: 5, "released": 5})
+
+
+class Step:
     """All rounds of all forms, interleaved."""
 
     def __init__(self, quick: bool) -> None:
@@ -142,88 +175,96 @@ class _Step:
             absent |= {form: why for form in FORMS if form.startswith("released")}
         if quick:
             absent |= {form: "left out by --quick" for form in FORMS if form != OURS[-1]}
+        costs = phase_costs(config_of(OURS[-1]))
+        costs["whole"] = Cost(sum(cost.flops for cost in costs.values()), sum(cost.bytes for cost in costs.values()))
         wrong: dict[str, str] = {}
+        failed: dict[str, str] = {}
         self.found = {
-            phase: Rounds(OURS[-1], absent=absent, wrong=wrong, beside={form: {} for form in FORMS})
-            for phase in (*PHASES, "whole")
+            phase: Rounds(
+                OURS[-1],
+                absent=dict.fromkeys(PARTIAL if phase not in phases_of("compiled") else (), PARTLY) | absent,
+                wrong=wrong,
+                failed=failed,
+                cost=cost,
+                beside={form: {"label": LABELS[form]} for form in FORMS},
+            )
+            for phase, cost in costs.items()
         }
+        whole = self.found["whole"]
         forms: dict[str, Any] = {}
         for form in (form for form in FORMS if form not in absent):
-            try:  # a form that fails is reported as such, and the others go on
-                what = fault(form) if form in OURS else None
-                if what is None:
-                    forms[form] = self._started(form)
-                else:
-                    wrong[form] = what
-            except Exception as error:
-                wrong[form] = f"raised {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+            what = whole.attempt(form, lambda form=form: fault(form)) if form in OURS else None
+            if what is not None:
+                wrong[form] = what
+            elif form not in failed:
+                forms[form] = whole.attempt(form, lambda form=form: self._started(form))
+        forms = {form: made for form, made in forms.items() if form not in failed}
         small_steps.cache_clear()
-        self._count(forms)
-        rounds = (5 if quick else 10) if IS_GPU else (1 if quick else 2)
+        rounds = rounds_of(quick)
         random = np.random.default_rng(0)
-        for _ in range(rounds):
+        for i in range(max(rounds.values())):
             for form in random.permutation(sorted(forms)).tolist():
-                self._round(form, forms[form], keep=True)
-        if IS_GPU:
-            for form, made in forms.items():
-                self.found["whole"].beside[form]["idle_share"] = self._idle_share(form, made)
+                if i < rounds[form]:
+                    self._round(form, forms[form])
+        for form, made in forms.items() if IS_GPU else ():
+            self._run(made, phases_of(form) * FREE_STEPS)
+            machine.sample()  # while the device works
+            wait()
+            if "whole" in phases_of(form):
+                whole.beside[form]["idle_share"] = self._idle_share(form, made)
 
     def _started(self, form: str) -> Any:
-        """Build a form and run one round, which compiles, captures and allocates."""
+        """Build a form and run it for one round, which compiles, captures and allocates."""
         before_mb = footprint.before_mb()
         if form.startswith("released"):
             dtype = torch.float32 if form == "released_fp32" else torch.bfloat16
             made: Any = Released(precision_of(form).device, ACTIONS, dtype)
         else:
             made = ours_in(form, config_of(form))
-        self._round(form, made, keep=False)
+        self._run(made, PHASES)
+        self._run(made, PHASES if IS_GPU else ())
+        wait()
         self.found["whole"].beside[form]["peak_mb"] = footprint.added_mb(before_mb)
         return made
 
-    def _count(self, forms: dict[str, Any]) -> None:
-        """The operations of the products and convolutions of each phase, of definitions that run eagerly."""
-        eager = "reference" if IS_GPU else OURS[-1]
-        ours = forms.get(eager) or ours_in("reference", config_of("reference"))
-        flops = {}
-        with backend.using("reference"):
-            for phase in PHASES:
-                with FlopCounterMode(display=False) as counter:
-                    ours.calls[phase]()
-                flops[phase] = counter.get_total_flops()
-        assert flops["model"] > 0
-        for phase, found in self.found.items():
-            found.cost = Cost(flops.get(phase, sum(flops.values())), 0)
-
-    def _round(self, form: str, made: Any, keep: bool) -> None:
+    def _round(self, form: str, made: Any) -> None:
         took, host = {}, {}
-        for phase in PHASES:
+        for phase in (phase for phase in phases_of(form) if phase != "whole"):
             wait()
             start_s = time.perf_counter()
             self._run(made, [phase])
             host[phase] = time.perf_counter() - start_s
             wait()
             took[phase] = time.perf_counter() - start_s
-        took["whole"], host["whole"] = sum(took.values()), sum(host.values())
-        if IS_GPU:
-            beside = self.found["whole"].beside[form]
-            beside["phases_apart_ms"] = 1e3 * took["whole"]
-            start_j, start_s = machine.joules(), time.perf_counter()
-            self._run(made, PHASES * FREE_STEPS)
-            machine.sample()  # while the device works
-            wait()
-            took["whole"] = (time.perf_counter() - start_s) / FREE_STEPS
-            beside["joules"] = (machine.joules() - start_j) / FREE_STEPS
-        if keep:
-            for phase, s in took.items():
-                self.found[phase].seconds.setdefault(form, []).append(s)
-                if IS_GPU:  # of the last round: what the host is kept from, until a phase's launches have left it
-                    self.found[phase].beside[form]["host_ms"] = 1e3 * host[phase]
+        if "whole" in phases_of(form):
+            took["whole"], host["whole"] = sum(took.values()), sum(host.values())
+            if IS_GPU:
+                took["whole"] = self._free(form, made, took["whole"])
+        for phase, s in took.items():
+            self.found[phase].seconds.setdefault(form, []).append(s)
+            if IS_GPU:  # of the last round: what the host is kept from, until a phase's launches have left it
+                self.found[phase].beside[form]["host_ms"] = 1e3 * host[phase]
+
+    def _free(self, form: str, made: Any, apart_s: float) -> float:
+        """Seconds of a step among steps without a wait, as many as the counter of energy needs."""
+        beside = self.found["whole"].beside[form]
+        beside["phases_apart_ms"] = 1e3 * apart_s
+        steps = max(FREE_STEPS, math.ceil(WINDOW_S / apart_s))
+        start_j, start_s = machine.joules(), time.perf_counter()
+        self._run(made, PHASES * steps)
+        wait()
+        free_s = (time.perf_counter() - start_s) / steps
+        used_j = (machine.joules() - start_j) / steps
+        if not math.isnan(used_j):
+            beside["joules"] = used_j
+        return free_s
 
     @staticmethod
     def _run(made: Any, phases: Iterable[str]) -> None:
         with backend.using(getattr(made, "backend", "auto")):
             for phase in phases:
-                made.calls[phase]()
+                if phase != "whole":
+                    made.calls[phase]()
 
     def _idle_share(self, form: str, made: Any) -> float:
         """How much of a step the device does nothing: what its kernels take, over what a free step takes."""
@@ -236,12 +277,12 @@ class _Step:
 
 
 @pytest.fixture(scope="module")
-def step(quick: bool) -> _Step:
+def step(quick: bool) -> Step:
     """Measured once, for all cases."""
-    return _Step(quick)
+    return Step(quick)
 
 
 @in_forms(*FORMS)
 @pytest.mark.parametrize("phase", [*PHASES, "whole"])
-def bench_step(show: Show, step: _Step, phase: str, form: str) -> None:
+def bench_step(show: Show, step: Step, phase: str, form: str) -> None:
     show(f"step: {phase}", form, step.found[phase])

@@ -11,7 +11,7 @@ import torch
 
 from bench import machine
 from bench.forms import IS_GPU
-from bench.harness import wait
+from bench.timer import wait
 
 
 class Ceilings(NamedTuple):

@@ -1,13 +1,15 @@
-"""`pytest bench/ --benchmark-only`: one instrument of several files. `--quick` takes two minutes on two cores.
+"""`pytest bench/ --benchmark-only`: one instrument of several files. `--quick` takes two minutes on two cores, and
+`--store` saves the run as the one of this device, from which bench.report makes tables.
 
 A case is an operation in one form, `bench_<operation>[<shape>-<form>]`; the forms of an operation are measured
 together (harness.py), and what pytest-benchmark is then given are those rounds, played back: its statistics, JSON and
 `--benchmark-compare` work as ever. Ratios, rates and shares of the roof are each case's `extra_info`.
 
 `--benchmark-compare` alone compares with the stored run of a device of this name, and fails where a ratio of ours to an
-alternative has become worse (guard.py); times of another day it only shows.
+alternative, or our share of the roof, has become worse (guard.py); times of another day it only shows.
 """
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -46,14 +48,17 @@ def playback_timer() -> float:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add --quick."""
+    """Add --quick and --store."""
     parser.addoption("--quick", action="store_true", help="fewer rounds and sizes: two minutes on two cores")
+    parser.addoption("--store", action="store_true", help="save the run where bench/results/ has this device's")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     """Before pytest-benchmark reads its options: compare with the stored run, and leave its table to those who ask."""
     option = config.option
+    if option.store:
+        option.benchmark_json = str(guard.stored_path())
     if option.benchmark_json:  # which is written at the very end, when minutes have been spent
         Path(option.benchmark_json).parent.mkdir(parents=True, exist_ok=True)
     if option.benchmark_compare is True:
@@ -70,6 +75,7 @@ def pytest_configure(config: pytest.Config) -> None:
 _START = pytest.StashKey[dict[str, Any]]()
 _CEILINGS = pytest.StashKey[Ceilings]()
 _WRONG = pytest.StashKey[dict[str, str]]()
+_FAILED = pytest.StashKey[dict[str, str]]()
 _GUARD = pytest.StashKey[guard.Verdict]()
 _ABSENT = pytest.StashKey[dict[str, str]]()
 
@@ -88,16 +94,17 @@ def ceilings(pytestconfig: pytest.Config) -> Ceilings:
 
 @pytest.fixture
 def show(benchmark: BenchmarkFixture, request: pytest.FixtureRequest, ceilings: Ceilings) -> Show:
-    """Gives one form's rounds to pytest-benchmark; skips what is absent and fails what is wrong, without a time."""
+    """Gives one form's rounds to pytest-benchmark; what is absent is skipped, what is wrong or fails has no time."""
 
     def run(operation: str, form: str, found: Rounds) -> None:
         name, stash = f"{operation}: {form}", request.config.stash
         if form in found.absent:
             stash.setdefault(_ABSENT, {})[name] = found.absent[form]
             pytest.skip(f"absent: {found.absent[form]}")
-        if form in found.wrong:
-            stash.setdefault(_WRONG, {})[name] = found.wrong[form]
-            pytest.fail(f"WRONG: {found.wrong[form]}", pytrace=False)
+        for key, word, told in ((_WRONG, "WRONG", found.wrong), (_FAILED, "FAILED", found.failed)):
+            if form in told:
+                stash.setdefault(key, {})[name] = told[form]
+                pytest.fail(f"{word}: {told[form]}", pytrace=False)
         benchmark.group = operation
         benchmark.extra_info |= case_info(form, found, ceilings)
         rounds = iter(found.seconds[form])
@@ -117,31 +124,42 @@ def measured() -> dict[str, Rounds]:
 
 
 @pytest.fixture
-def compare(show: Show, measured: dict[str, Rounds], quick: bool) -> Compare:
+def compare(show: Show, measured: dict[str, Rounds], quick: bool, request: pytest.FixtureRequest) -> Compare:
     """Measures an operation when the first of its forms asks, and shows this form."""
 
     def run(operation: str, form: str, subject: Callable[[], Subject]) -> None:
         if operation not in measured:
             rounds = (20 if quick else 50) if IS_GPU else (5 if quick else 15)
-            measured[operation] = measure_subject(subject(), rounds, skipped(quick))
+            measured[operation] = measure_subject(subject(), rounds, skipped(quick, is_last_shape(request)))
         show(operation, form, measured[operation])
 
     return run
 
 
+def is_last_shape(request: pytest.FixtureRequest) -> bool:
+    """Whether no other shape of the same benchmark comes after this one."""
+
+    def shape(item: Any) -> dict[str, Any]:
+        return {name: value for name, value in item.callspec.params.items() if name != "form"}
+
+    siblings = [item for item in request.session.items if item.function is request.node.function]
+    return shape(siblings[-1]) == shape(request.node)
+
+
 def case_info(form: str, found: Rounds, ceilings: Ceilings) -> dict[str, Any]:
     """What a case states beside its times."""
-    median_s = quartiles(found.seconds[form])[1]
+    best_s, median_s, _ = quartiles(found.seconds[form])
     info: dict[str, Any] = {"form": form, "ours": form == found.ours} | found.beside.get(form, {})
     if found.ours in found.seconds and form != found.ours:
         q1, q2, q3 = quartiles(found.over_ours(form))
-        info["over_ours"] = {"q1": q1, "median": q2, "q3": q3, "rounds": len(found.seconds[form])}
+        info["over_ours"] = {"q1": q1, "median": q2, "q3": q3, "rounds": len(found.over_ours(form))}
     if found.cost is not None and any(found.cost):
         cost = found.cost
         # A CPU without bf16 in hardware multiplies faster in float32.
         flops_per_s = max(ceilings.bf16_flops_per_s, ceilings.full_flops_per_s)
         roof_s = max(cost.flops / flops_per_s, cost.bytes / ceilings.bytes_per_s)
         info |= {"flops": cost.flops, "bytes": cost.bytes, "share_of_roof": roof_s / median_s}
+        info["share_best"] = roof_s / best_s  # of the best quarter of rounds, for the guard
     if found.unit:
         info |= {"unit": found.unit, "per_s": found.count / median_s}
     return info
@@ -165,6 +183,12 @@ def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
     machine_info |= machine.describe()
 
 
+def pytest_benchmark_update_commit_info(commit_info: dict[str, Any]) -> None:
+    """Where there is no repository, the commit is what STORM_COMMIT says."""
+    if commit_info["id"] == "unversioned" and "STORM_COMMIT" in os.environ:
+        commit_info["id"] = os.environ["STORM_COMMIT"]
+
+
 def pytest_benchmark_update_json(config: pytest.Config, benchmarks: list[Any], output_json: dict[str, Any]) -> None:
     """Add what the roof was and how the device fared; drop single rounds, which quartiles stand for."""
     end, start = machine.state(), config.stash[_START]
@@ -173,9 +197,12 @@ def pytest_benchmark_update_json(config: pytest.Config, benchmarks: list[Any], o
         "start": start,
         "end": end,
         "at_work": machine.samples(),
+        "limits": machine.limits(),
         "troubles": machine.troubles(start, end, machine.samples()),
+        "remarks": machine.remarks(machine.samples()),
         "absent": config.stash.get(_ABSENT, {}),
         "wrong": config.stash.get(_WRONG, {}),
+        "failed": config.stash.get(_FAILED, {}),
         "quick": bool(config.getoption("--quick")),
     }
     for case in output_json["benchmarks"]:
@@ -208,21 +235,18 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         for b in getattr(session, "benchmarks", [])
         if b and b.stats.rounds and "form" in b.extra_info
     ]
-    if not cases:
+    absent, faults = config.stash.get(_ABSENT, {}), [config.stash.get(key, {}) for key in (_WRONG, _FAILED)]
+    if not (cases or absent or any(faults)):
         return
-    absent, wrong = config.stash.get(_ABSENT, {}), config.stash.get(_WRONG, {})
     terminalreporter.section(machine.device_name())
-    for line in table.lines(cases, wrong):
-        terminalreporter.write_line(line)
-    for line in table.ceilings(config.stash[_CEILINGS]._asdict()):
-        terminalreporter.write_line(line)
-    for line in table.absences(absent):
+    lines = [*table.lines(cases), *table.faults(*faults), *table.ceilings(config.stash[_CEILINGS]._asdict())]
+    for line in [*lines, *table.limits(machine.limits()), *machine.remarks(machine.samples()), *table.absences(absent)]:
         terminalreporter.write_line(line)
     if _GUARD in config.stash:
         verdict = config.stash[_GUARD]
         for line in verdict.worse:
             terminalreporter.write_line(f"SLOWER: {line}", red=True)
         counts = f"{len(verdict.worse)} worse; {len(verdict.missing)} of the stored run not measured now"
-        terminalreporter.write_line(f"{verdict.compared} ratios compared with the stored run: {counts}")
+        terminalreporter.write_line(f"{verdict.compared} ratios and shares compared with the stored run: {counts}")
     for trouble in machine.troubles(config.stash[_START], machine.state(), machine.samples()):
         terminalreporter.write_line(f"NOT TO BE TRUSTED: {trouble}", red=True)

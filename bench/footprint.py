@@ -18,12 +18,17 @@ def before_mb() -> float:
     if IS_GPU:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-        return torch.cuda.memory_reserved() / 2**20
+        return held_mb()
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)  # training tells the allocator to keep its pages
     if _CLEAR_REFS.exists():
         _CLEAR_REFS.write_text("5")  # proc(5): VmHWM starts anew
-    return _status_mb("VmRSS")
+    return held_mb()
+
+
+def held_mb() -> float:
+    """What is held now."""
+    return torch.cuda.memory_reserved() / 2**20 if IS_GPU else _status_mb("VmRSS")
 
 
 def added_mb(before: float) -> float:

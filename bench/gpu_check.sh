@@ -1,48 +1,104 @@
 #!/usr/bin/env bash
-# All that needs a GPU, in one go: tests, benchmarks and a short training, on a machine that may have no network.
+# All that needs a GPU, on a machine that may have no network, in parts of at most ten minutes each.
 #
-#   bench/gpu_check.sh [FOLDER]      results go to FOLDER, runs/gpu-check-<utc> by default
+#   bench/gpu_check.sh [PART...]     all of these, in this order, unless some are named:
+#
+#     install    from WHEELS=DIR, where dependencies are missing (ALE_SOURCE_DIR=DIR names ALE's sources)
+#     tests      what is marked `gpu`           suite      every other test
+#     sanitize   the kernels under compute-sanitizer, where tests/kernels/sanitize_gpu.sh is there
+#     aot        kernels compiled ahead of time golden     numbers of the released code
+#     step  scaling  collect  kernels           the benchmarks; `bench` stands for these four
+#     launches   of each phase and operation    train      2,000 steps   resume     500 more, and an evaluation
+#
 #   PYTHON=...                       a Python that has storm_fast's dependencies (python3)
-#   WHEELS=DIR ALE_SOURCE_DIR=DIR    where they are missing: wheels to install without network, and ALE's sources
 #   STORM_RELEASED=DIR               a checkout of the released code, to be timed beside ours
+#   STORM_COMMIT=...                 the commit, where there is no .git to tell it
 #
-# A part that fails does not keep the others from running; summary.txt says which did, and the exit status too.
-# Not yet run on a GPU.
+# Outputs of parts lie in runs/gpu-check. What is to be kept goes to bench/results/<device>/: after each benchmark one run
+# of all those that are there, of this call or an earlier one, with its report; checks.txt has a line for each part. A
+# part that fails does not keep the others from running; the exit status tells. Not yet run on a GPU.
 set -uo pipefail
 cd "$(dirname "$0")/.."
-out=${1:-runs/gpu-check-$(date -u +%Y%m%d-%H%M%S)}
 python=${PYTHON:-python3}
+out=${GPU_CHECK_OUT:-runs/gpu-check}
+benchmarks=(step scaling collect kernels)
+all=(tests suite sanitize aot golden "${benchmarks[@]}" launches train resume)
+[ -n "${WHEELS:-}" ] && all=(install "${all[@]}")
+parts=()
+for name in "${@:-${all[@]}}"; do
+  case $name in
+    bench) parts+=("${benchmarks[@]}") ;;
+    install | tests | suite | sanitize | aot | golden | step | scaling | collect | kernels | launches | train | resume)
+      parts+=("$name") ;;
+    *) echo "want parts of: install ${all[*]} bench; got $name" >&2; exit 2 ;;
+  esac
+done
 mkdir -p "$out"
+nvidia-smi >"$out/nvidia-smi.txt" 2>&1 || { echo "want a machine with an NVIDIA GPU; nvidia-smi failed" >&2; exit 2; }
+results=
 failed=0
 
-part() {  # part NAME COMMAND...: run it, keep its output and status
-  local name=$1 start=$SECONDS
+run() {  # run NAME COMMAND...: keep its output, and a line on how it went
+  local name=$1 start=$SECONDS status
   shift
-  "$@" >"$out/$name.txt" 2>&1
-  local status=$?
-  printf '%-12s exit %3d, %4d s\n' "$name" "$status" $((SECONDS - start)) | tee -a "$out/summary.txt"
+  timeout 600 "$@" >>"$out/$name.txt" 2>&1
+  status=$?
+  printf '%-10s exit %3d, %4d s: %s\n' "$name" "$status" $((SECONDS - start)) "$(tail -n 1 "$out/$name.txt")" |
+    tee -a "$results/checks.txt"
   [ "$status" -eq 0 ] || failed=1
 }
 
-git rev-parse HEAD >"$out/commit.txt" 2>/dev/null
-nvidia-smi >"$out/nvidia-smi.txt" 2>&1 || { echo "want a machine with an NVIDIA GPU; nvidia-smi failed" >&2; exit 2; }
-if [ -n "${WHEELS:-}" ]; then
-  # Editable, so that what runs from this folder finds the compiled collector.
-  part build-tools "$python" -m pip install --no-index --find-links "$WHEELS" scikit-build-core nanobind
-  part install "$python" -m pip install --no-index --find-links "$WHEELS" --no-build-isolation --editable ".[test,bench]"
-fi
-part tests "$python" -m pytest  # on a GPU nothing marked `gpu` is skipped
-for name in step scaling collect; do
-  part "bench-$name" "$python" -m pytest "bench/bench_$name.py" --benchmark-only --benchmark-json="$out/$name.json"
+benchmark() {  # benchmark NAME PYTEST-ARGUMENTS...: and the report of all that there are
+  local name=$1
+  shift
+  run "$name" "$python" -m pytest "$@" --benchmark-only --benchmark-json="$out/$name.json"
+  local made=()
+  for other in "${benchmarks[@]}"; do
+    [ -s "$out/$other.json" ] && made+=("$out/$other.json")
+  done
+  if [ ${#made[@]} -gt 0 ]; then
+    run report "$python" -m bench.report "${made[@]}" --merge "$results/benchmarks.json"
+  fi
+}
+
+part() {
+  case $1 in
+    install)
+      # Editable, so that what runs from this folder finds the compiled collector.
+      local pip=("$python" -m pip install --no-index --find-links "${WHEELS:?names no folder of wheels}")
+      run install "${pip[@]}" scikit-build-core nanobind
+      run install "${pip[@]}" --no-build-isolation --editable ".[test,bench]" ;;
+    tests) run tests "$python" -m pytest -m gpu ;;
+    suite) run suite "$python" -m pytest -m "not gpu" ;;
+    sanitize) if [ -f tests/kernels/sanitize_gpu.sh ]; then run sanitize bash tests/kernels/sanitize_gpu.sh; fi ;;
+    aot) run aot "$python" -m pytest tests/aot ;;
+    golden) run golden "$python" tests/golden/check.py tests/golden/released_code_small ;;
+    step | scaling | collect) benchmark "$1" "bench/bench_$1.py" ;;
+    kernels) benchmark kernels bench --ignore=bench/bench_step.py --ignore=bench/bench_scaling.py \
+      --ignore=bench/bench_collect.py ;;
+    launches)
+      run launches "$python" -m bench.launches
+      run launches "$python" -m bench.launches phases
+      cp "$out/launches.txt" "$results/" ;;
+    train)
+      rm -rf "$out/run"
+      run train "$python" -m storm_fast.train --preset storm --game Pong --compile --steps 2000 \
+        --checkpoint-every 1500 --demonstration none --run-dir "$out/run" ;;
+    resume)
+      run resume "$python" -m storm_fast.train --resume "$out/run" --steps 2500
+      run resume "$python" -m storm_fast.evaluate "$out/run" --episodes 2 --num-envs 2
+      cp "$out/run/metrics.jsonl" "$out/run/env.json" "$results/"
+      rm -rf "$out/run" ;;  # weights and replay: large, and made again by these commands
+  esac
+}
+
+for name in "${parts[@]}"; do
+  rm -f "$out/$name.txt"
+  # Torch names the device, once it is installed.
+  if [ "$name" = install ]; then results=$out; else
+    results=$("$python" -c 'from bench import guard; print(guard.stored_path().parent)') || exit 2
+    mkdir -p "$results"
+  fi
+  part "$name"
 done
-part bench-kernels "$python" -m pytest bench --benchmark-only --benchmark-json="$out/kernels.json" \
-  --ignore=bench/bench_step.py --ignore=bench/bench_scaling.py --ignore=bench/bench_collect.py
-part report "$python" -m bench.report "$out"/{step,scaling,collect,kernels}.json --merge "$out/benchmarks.json"
-run=$out/run
-part train "$python" -m storm_fast.train --preset storm --game Pong --compile --steps 2000 --checkpoint-every 1500 \
-  --demonstration none --run-dir "$run"
-part resume "$python" -m storm_fast.train --resume "$run" --steps 2500
-part evaluate "$python" -m storm_fast.evaluate "$run" --episodes 2 --num-envs 2
-cp "$run/metrics.jsonl" "$run/env.json" "$out/" 2>/dev/null
-rm -rf "$run"  # weights and replay: large, and made again by these commands
 exit "$failed"

@@ -1,8 +1,8 @@
 """The authors' released code, in the same phases as ours: STORM_RELEASED=DIR names a checkout of it.
 
 Nothing of it is kept here. On a GPU it runs as it is; on a CPU from a copy in a temporary folder, in which what says
-"cuda" says "cpu" and the gradient scaler, which CPUs lack and bf16 does not need, is off. It needs einops, yacs,
-tensorboardX and colorama.
+"cuda" says "cpu" and the gradient scaler, which CPUs lack and bf16 does not need, is off. Each call runs under the
+settings that its train.py makes for its process, which are not ours. It needs einops, yacs and tensorboardX.
 """
 
 import atexit
@@ -13,6 +13,8 @@ import shutil
 import sys
 import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,12 @@ from typing import Any
 import numpy as np
 import torch
 
+_SETTINGS = (  # train.py 216, 217; seed_np_torch in utils.py
+    (torch.backends.cuda.matmul, "allow_tf32", True),
+    (torch.backends.cudnn, "allow_tf32", True),
+    (torch.backends.cudnn, "deterministic", True),
+    (torch.backends.cudnn, "benchmark", False),
+)
 _ON_CPU = (
     ('"cuda"', '"cpu"'),
     ("'cuda'", "'cpu'"),
@@ -37,6 +45,19 @@ def why_absent() -> str | None:
         return f"STORM_RELEASED={folder} is no checkout of it"
     missing = [name for name in ("einops", "yacs", "tensorboardX") if importlib.util.find_spec(name) is None]
     return f"{', '.join(missing)} not installed" if missing else None
+
+
+@contextmanager
+def as_it_runs() -> Iterator[None]:
+    """Torch's settings as the released code makes them; ours again at the end."""
+    before = [getattr(where, name) for where, name, _ in _SETTINGS]
+    for where, name, value in _SETTINGS:
+        setattr(where, name, value)
+    try:
+        yield
+    finally:
+        for (where, name, _), value in zip(_SETTINGS, before, strict=True):
+            setattr(where, name, value)
 
 
 @cache
@@ -81,7 +102,8 @@ class Released:
         self.context_obs: list[Any] = []
         self.context_action: list[Any] = []
         self.obs_NYXP = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), dtype=np.uint8)
-        self.calls = {name: getattr(self, name) for name in ("act", "append", "model", "imagine", "agent")}
+        names = ("act", "append", "model", "imagine", "agent")
+        self.calls = {name: as_it_runs()(getattr(self, name)) for name in names}
         for _ in range(200):
             self.append()
         for _ in range(16):

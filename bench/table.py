@@ -14,15 +14,39 @@ class Case(NamedTuple):
     info: Mapping[str, Any]
 
 
-def lines(cases: Iterable[Case], wrong: Mapping[str, str]) -> Iterator[str]:
-    """An aligned table; what is wrong comes after it, without a time."""
-    yield f"{'':44s}{'median':>12s}{'IQR':>11s}{'/ ours':>8s}{'of roof':>9s}{'GB/s':>9s}{'TFLOP/s':>9s}"
+def lines(cases: Iterable[Case]) -> Iterator[str]:
+    """An aligned table."""
+    yield f"{'':44s}{'median':>12s}{'IQR':>11s}{'/ ours':>8s}{'of roof':>9s}{'moved':>13s}{'computed':>15s}"
     for operation, forms in by_operation(cases).items():
         yield operation
         for case in sorted(forms, key=lambda c: c.median_s):
-            yield f"  {case.info['form']:42s}" + "".join(_cells(case))
-    for name, why in sorted(wrong.items()):
-        yield f"{name}: WRONG: {why}"
+            yield f"  {label(case.info):42s}" + "".join(_cells(case))
+
+
+def faults(wrong: Mapping[str, str], failed: Mapping[str, str]) -> Iterator[str]:
+    """What has no time, by `operation: form`: what computes something else, and what could not run."""
+    for word, found in (("WRONG", wrong), ("FAILED", failed)):
+        for name, why in sorted(found.items()):
+            yield f"{name}: {word}: {why}"
+
+
+def markdown_table(cases: Iterable[Case]) -> str:
+    """The same for a report."""
+    rows = ["| operation | form | median | IQR | / ours | of roof | rate |", "|---|---|---|---|---|---|---|"]
+    for operation, forms in by_operation(cases).items():
+        for case in sorted(forms, key=lambda c: c.median_s):
+            info = case.info
+            counted = [f"{info['per_s']:,.0f} {info['unit']}/s"] if "unit" in info else []
+            cells = [operation, label(info), duration(case.median_s), spread(case)]
+            cells += ["ours" if info["ours"] else ratio(case)]
+            cells += [f"{info['share_of_roof']:.1%}" if "share_of_roof" in info else ""]
+            rows.append(f"| {' | '.join(cells)} | {', '.join([*counted, *_rates(case), *further(info)])} |")
+    return "\n".join(rows) if len(rows) > 2 else "Not measured."
+
+
+def ratio(case: Case) -> str:
+    """What a form took over what ours took; empty where ours was not measured."""
+    return f"{case.info['over_ours']['median']:.2f}" if "over_ours" in case.info else ""
 
 
 def by_operation(cases: Iterable[Case]) -> dict[str, list[Case]]:
@@ -38,12 +62,32 @@ def _cells(case: Case) -> Iterator[str]:
     yield f"{duration(s):>12s}{spread(case):>11s}"
     yield f"{info['over_ours']['median']:7.2f}x" if "over_ours" in info else f"{'ours' if info['ours'] else '':>8s}"
     if "share_of_roof" in info:
-        gb_per_s = f"{info['bytes'] / s / 1e9:9.2f}" if info["bytes"] else f"{'':9s}"
-        yield f"{info['share_of_roof']:9.1%}{gb_per_s}{info['flops'] / s / 1e12:9.4f}"
+        moved, computed = (rate(info[key] / s, unit) if info[key] else "" for key, unit in _UNITS.items())
+        yield f"{info['share_of_roof']:9.1%}{moved:>13s}{computed:>15s}"
     if "unit" in info:
         yield f"  {info['per_s']:,.0f} {info['unit']}/s"
     for text in further(info):
         yield f"  {text}"
+
+
+_UNITS = {"bytes": "B/s", "flops": "FLOP/s"}
+
+
+def _rates(case: Case) -> Iterator[str]:
+    return (rate(case.info[key] / case.median_s, unit) for key, unit in _UNITS.items() if case.info.get(key))
+
+
+def rate(per_s: float, unit: str) -> str:
+    """With the prefix that leaves one to three digits before the point."""
+    for prefix, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if per_s >= size:
+            return f"{per_s / size:.3g} {prefix}{unit}" if per_s < 1e15 else f"{per_s / size:,.0f} {prefix}{unit}"
+    return f"{per_s:.3g} {unit}"
+
+
+def label(info: Mapping[str, Any]) -> str:
+    """What a form is called: its name, or what that stands for here."""
+    return str(info.get("label", info["form"]))
 
 
 def spread(case: Case) -> str:
@@ -82,6 +126,19 @@ def ceilings(measured: Mapping[str, float]) -> Iterator[str]:
         f"in bf16, {measured['full_flops_per_s'] / 1e12:,.3f} with float32 tensors (tf32 on a GPU); a small operation "
         f"costs the host {duration(measured['launch_s'])}, in a graph {duration(measured['node_s'])}"
     )
+
+
+def limits(told: Mapping[str, Any]) -> Iterator[str]:
+    """What NVML says of a GPU."""
+    texts = {
+        "sm_mhz": "{} MHz",
+        "memory_mhz": "memory {} MHz",
+        "power_w": "{:.0f} W",
+    }
+    known = [rate(told["bytes_per_s"], "B/s")] if told.get("bytes_per_s") else []
+    known += [text.format(told[name]) for name, text in texts.items() if told.get(name) is not None]
+    if known:
+        yield "by NVML at most: " + ", ".join(known)
 
 
 def duration(seconds: float) -> str:

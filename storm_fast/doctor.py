@@ -1,5 +1,6 @@
 """What this machine has, half a minute's measurement, and what to run on it: `python -m storm_fast.doctor`."""
 
+import gc
 import shutil
 import sys
 import time
@@ -24,7 +25,7 @@ class Command:
     """Say what this machine has and how long a run of Atari 100k would take on it."""
 
     seconds: Annotated[float, tyro.conf.arg(metavar="S")] = 30.0
-    """how long to measure; one whole step is measured however long it takes"""
+    """how long to measure; one whole step of each preset is measured however long it takes"""
     game: str = "Pong"
     """the game that is measured"""
     device: str = "auto"
@@ -42,7 +43,7 @@ def inventory(config: Config, precision: Precision) -> dict[str, str]:
     return {
         "python": str(machine["python"]),
         "torch": f"{torch.__version__}, CUDA {torch.version.cuda or 'none'}",
-        "gpus": ", ".join(machine["gpus"]) or "none",
+        "gpus": ", ".join(f"{name}, {_memory_gb(i):.0f} GB" for i, name in enumerate(machine["gpus"])) or _no_gpu(),
         "driver": str(machine["driver"] or "none"),
         "cpus": f"{machine['cpus']}, {torch.backends.cpu.get_cpu_capability()}, torch uses {torch.get_num_threads()}",
         "device": str(precision),
@@ -51,6 +52,19 @@ def inventory(config: Config, precision: Precision) -> dict[str, str]:
         "compiler": compiler or "none: an installation from source leaves the C++ collector out",
         "collector": native if extension() is not None else "ale_py's vector environment; the C++ one was not built",
     }
+
+
+def _memory_gb(index: int) -> float:
+    return torch.cuda.get_device_properties(index).total_memory / 2**30
+
+
+def _no_gpu() -> str:
+    """Why torch sees none, where there may be one."""
+    if shutil.which("nvidia-smi") is None:
+        return "none"
+    if torch.version.cuda is None:
+        return "none for this torch, a build for CPUs, though NVIDIA's driver is here: pytorch.org has builds for GPUs"
+    return f"none that torch can use, though NVIDIA's driver is here: nvidia-smi says if CUDA {torch.version.cuda} can"
 
 
 def measure(config: Config, precision: Precision, seconds: float) -> dict[str, float]:
@@ -86,11 +100,40 @@ def measure(config: Config, precision: Precision, seconds: float) -> dict[str, f
     return {name: 1e3 * sorted(s)[len(s) // 2] for name, s in took.items()}
 
 
+def _without_demonstration(config: Config) -> Config:
+    """As much work, all of it from the replay: a demonstration would have to be played first."""
+    m = config.model
+    return replace(config, model=replace(m, batch=m.batch + m.demonstration_batch), demonstration="none")
+
+
 def _now_s(device: torch.device) -> float:
     """The host's clock when the device has finished."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
+
+
+def measure_as_it_can(config: Config, precision: Precision, seconds: float) -> tuple[Config, dict[str, float]]:
+    """`measure`, without --compile where that fails; the configuration that was measured comes first.
+
+    Raises:
+        InputError: where memory does not suffice either way.
+    """
+    say(f"{'measuring':10s} preset {config.preset} for {seconds:.0f} s, after a first step of each phase ...")
+    try:
+        return config, measure(config, precision, seconds)
+    except RuntimeError as error:  # of a phase that cannot be captured, or of memory
+        why = str(error).split("\n", 1)[0]
+        is_memory = isinstance(error, torch.OutOfMemoryError) or "allocate memory" in why  # a CPU's words
+        if not (config.compile or is_memory):
+            raise
+    if precision.device.type == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()
+    if not config.compile:
+        raise InputError(f"want more memory for preset {config.preset}; {why}")
+    say(f"{'':10s} --compile fails: {why}")
+    return measure_as_it_can(replace(config, compile=False), precision, seconds)
 
 
 def estimate_s(config: Config, ms: dict[str, float]) -> float:
@@ -109,27 +152,39 @@ def _lasting(seconds: float) -> str:
     return f"{seconds:.0f} seconds"
 
 
+def report(config: Config, precision: Precision, seconds: float) -> tuple[bool, float]:
+    """Measure a preset and say what a run of it would take; whether that is with --compile, and its seconds."""
+    config, ms = measure_as_it_can(config, precision, seconds)
+    lasts_s = estimate_s(config, ms)
+    say(f"{'step':10s} " + ", ".join(f"{name} {x:.1f} ms" for name, x in ms.items()) + " (phases apart)")
+    run = (
+        f"{config.steps:,} steps of {config.game}, preset {config.preset}{' with --compile' if config.compile else ''}"
+    )
+    say(f"{'estimate':10s} {_lasting(lasts_s)} for {run}")
+    return config.compile, lasts_s
+
+
 def main(argv: list[str]) -> int:
     """Print the report; 0 when done, 2 when the input cannot be used."""
     command = tyro.cli(Command, args=argv)
     try:
         precision = choose(command.device, "auto")
         is_cuda = precision.device.type == "cuda"
-        config = replace(preset("storm"), game=command.game, device=command.device, compile=is_cuda)
-        for name, what in inventory(config, precision).items():
+        storm = replace(preset("storm"), game=command.game, device=command.device, compile=is_cuda)
+        tiny = _without_demonstration(replace(preset("tiny"), device=command.device, compile=is_cuda))
+        for name, what in inventory(storm, precision).items():
             say(f"{name:10s} {what}")
-        ms = measure(config, precision, command.seconds)
+        compiles, full_s = report(storm, precision, 0.75 * command.seconds)
+        _, tiny_s = report(tiny, precision, 0.25 * command.seconds)
     except InputError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
-    say(f"{'step':10s} " + ", ".join(f"{name} {x:.1f} ms" for name, x in ms.items()) + " (preset storm, phases apart)")
-    full_s = estimate_s(config, ms)
-    say(f"{'estimate':10s} {_lasting(full_s)} for {config.steps:,} steps of one game, preset storm")
     if full_s < 2 * 86400:
-        flags = " --compile" if is_cuda else ""
+        flags = " --compile" if compiles else ""
         say(f"{'try':10s} python -m storm_fast.train --preset storm --game {command.game}{flags}")
     else:
-        say(f"{'try':10s} python -m storm_fast.train --preset tiny (Freeway, minutes): full size takes too long here")
+        lasts = _lasting(tiny_s)
+        say(f"{'try':10s} python -m storm_fast.train --preset tiny (Freeway, {lasts}): full size takes too long here")
     return 0
 
 

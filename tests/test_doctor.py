@@ -1,12 +1,15 @@
 """The doctor: what it lists, what it measures, and the estimate it makes of that."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
+import torch
 
 from storm_fast import doctor
 from storm_fast.collect import extension
-from storm_fast.config import preset
+from storm_fast.config import Config, preset
 from storm_fast.precision import choose
 from tests.small import small_config
 
@@ -39,10 +42,65 @@ def test_the_report_names_what_there_is_and_what_to_run(
     monkeypatch.setattr(doctor, "measure", lambda *_: MS | {"model": model_ms})
     assert doctor.main(["--game", "Breakout", "--device", "cpu"]) == 0
     report = capsys.readouterr().out
-    for name in ("torch", "gpus", "cpus", "triton", "kernels    reference", "compiler", "estimate"):
+    for name in ("torch", "gpus", "cpus", "triton", "kernels    reference", "compiler", "measuring"):
         assert name in report
+    assert report.count("estimate") == 2
+    assert "9,000 steps of Freeway, preset tiny" in report
     assert ("C++ (storm_fast._collector)" in report) == (extension() is not None)
     assert advice in report
+
+
+@pytest.mark.parametrize("error", [RuntimeError("`act` cannot be recorded\nmore"), torch.OutOfMemoryError("no memory")])
+def test_what_cannot_be_captured_is_measured_and_recommended_without(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: RuntimeError
+) -> None:
+    def measure(config: Config, *_: Any) -> dict[str, float]:
+        if config.compile:
+            raise error
+        return MS
+
+    monkeypatch.setattr(doctor, "measure", measure)
+    captured = replace(preset("storm"), compile=True)
+    compiles, _ = doctor.report(captured, choose("cpu", "fp32"), 1.0)
+    assert not compiles
+    said = capsys.readouterr().out
+    assert "--compile fails: " + str(error).splitlines()[0] in said
+    assert "more" not in said
+    assert "with --compile" not in said.split("estimate")[1]
+
+
+def test_want_of_memory_is_told_and_other_errors_are_raised(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail_with(error: RuntimeError) -> Callable[..., Any]:
+        def measure(*_: Any) -> Any:
+            raise error
+
+        return measure
+
+    monkeypatch.setattr(doctor, "measure", fail_with(RuntimeError("DefaultCPUAllocator: can't allocate memory")))
+    assert doctor.main(["--device", "cpu"]) == 2
+    assert "want more memory for preset storm" in capsys.readouterr().err
+    monkeypatch.setattr(doctor, "measure", fail_with(RuntimeError("a fault of ours")))
+    with pytest.raises(RuntimeError, match="a fault of ours"):
+        doctor.main(["--device", "cpu"])
+
+
+def test_a_driver_without_a_torch_for_it_is_hinted_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor.shutil, "which", lambda _: None)
+    assert doctor._no_gpu() == "none"
+    monkeypatch.setattr(doctor.shutil, "which", lambda _: "/usr/bin/nvidia-smi")
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert "build for CPUs" in doctor._no_gpu()
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    assert "if CUDA 13.0 can" in doctor._no_gpu()
+
+
+@pytest.mark.gpu
+def test_a_gpus_memory_is_named() -> None:
+    listed = doctor.inventory(preset("storm"), choose("cuda", "auto"))["gpus"]
+    assert torch.cuda.get_device_name(0) in listed
+    assert " GB" in listed
 
 
 def test_bad_input_is_told_before_anything_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
