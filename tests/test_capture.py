@@ -3,7 +3,7 @@
 import gc
 import weakref
 from collections.abc import Callable, Iterable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from bench.ablations import uncached, unfolded
 from storm_fast import build, demo
 from storm_fast.capture import HostReadError, Watch, _side_stream, naming, unchanged, uncollected
 from storm_fast.checkpoint import new_training
@@ -25,8 +26,7 @@ from storm_fast.precision import Precision, choose
 from storm_fast.replay import Replay
 from storm_fast.run import Run
 from storm_fast.train import main, train
-from storm_fast.transformer import Transformer
-from storm_fast.world_model import FRAME, Encoder
+from storm_fast.world_model import FRAME
 from tests.small import EXACT, rows, small_config, weights
 
 PHASES = ("act", "model", "imagine", "agent")
@@ -269,34 +269,13 @@ def test_a_rehearsal_leaves_no_trace(steps_before: int) -> None:
         assert torch.equal(a, b)
 
 
-def slowly(patch: pytest.MonkeyPatch) -> None:
-    """The definitions in place of the fast paths: no folded normalisation, no cache of keys and values."""
-
-    def prefill(self: Transformer, z_BTZ: Tensor, action_BT: Tensor, _: object) -> Tensor:
-        self.seen = z_BTZ, action_BT  # type: ignore[assignment]
-        return self(z_BTZ, action_BT)
-
-    def one_step(self: Transformer, z_BZ: Tensor, action_B: Tensor, _: object, position: int) -> Tensor:
-        z_BTZ, action_BT = self.seen  # type: ignore[misc]
-        assert z_BTZ.shape[1] == position
-        return prefill(self, torch.cat([z_BTZ, z_BZ[:, None]], 1), torch.cat([action_BT, action_B[:, None]], 1), _)[
-            :, -1
-        ]
-
-    patch.setattr(Encoder, "folded", Encoder.forward)
-    patch.setattr(Transformer, "prefill", prefill)
-    patch.setattr(Transformer, "step", one_step)
-
-
 @pytest.mark.parametrize("name", ["tiny", "replay contexts, prior"])
-def test_fifty_steps_of_training_equal_those_of_the_definitions(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fifty_steps_of_training_equal_those_of_the_definitions(name: str) -> None:
     runs, actions = [], []
     for slow in (False, True):
         phases = started(CONFIGS[name](small_config()))
         torch.manual_seed(3)
-        with monkeypatch.context() as patch:
-            if slow:
-                slowly(patch)
+        with unfolded() if slow else nullcontext(), uncached() if slow else nullcontext():
             for _ in range(50):
                 step(phases)
                 actions.append(phases.action_N.tolist())
