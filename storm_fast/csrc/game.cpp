@@ -24,15 +24,16 @@ std::uint64_t fnv1a(const std::string& bytes) {
 Palette palette(ale::stella::OSystem& system, bool gray) {
   Palette result;
   result.channels = gray ? 1 : 3;
-  for (int value = 0; value < 256; value += 2) {  // the lowest bit is not used: screens hold even values
-    int rgb[3];
-    system.colourPalette().getRGB(value, rgb[0], rgb[1], rgb[2]);
+  // Screens hold odd values too: ALE grays out what is left of a frame, and a PAL game may lose its colours.
+  // As ALE's getScreenRGB and getScreenGrayscale read its palette, each entry by itself and the one behind it.
+  for (int value = 0; value < 256; ++value) {
     std::uint64_t& lanes = result.lanes[value];
-    if (gray)
-      lanes = system.colourPalette().getGrayscale(value);
-    else
-      for (int channel = 0; channel < 3; ++channel)
-        lanes |= static_cast<std::uint64_t>(rgb[channel]) << 16 * channel;
+    if (gray) {
+      lanes = value < 255 ? system.colourPalette().getRGB(value + 1) & 0xff : 0;  // beyond the last ALE has none
+    } else {
+      const std::uint64_t rgb = system.colourPalette().getRGB(value);
+      lanes = (rgb >> 16 & 0xff) | (rgb >> 8 & 0xff) << 16 | (rgb & 0xff) << 32;
+    }
   }
   return result;
 }

@@ -39,6 +39,7 @@ native = pytest.mark.skipif(extension() is None, reason="the C++ collector was n
         ("Qbert", EnvConfig(num_envs=2, frame_skip=7, sticky=0.9)),
         ("DoubleDunk", EnvConfig(num_envs=2, frame_cap=900)),  # draws random numbers while it is reset
         ("Berzerk", EnvConfig(num_envs=2, frame_cap=400)),  # likewise
+        ("AirRaid", EnvConfig(num_envs=2)),  # ALE grays out what is left of a frame: odd palette values
     ],
     ids=lambda x: x if isinstance(x, str) else "",
 )
@@ -87,17 +88,27 @@ def test_what_a_worker_throws_reaches_the_caller_and_leaves_the_games_usable(tmp
 
 @native
 @pytest.mark.parametrize(
-    ("size", "gray"), [((84, 84), False), ((64, 64), True), ((105, 80), True), ((210, 160), False)]
+    ("game", "size", "gray"),
+    [
+        ("Pong", (84, 84), False),
+        ("Pong", (64, 64), True),
+        ("Pong", (105, 80), True),
+        ("Pong", (210, 160), False),
+        ("MsPacman", (64, 64), True),
+        ("AirRaid", (64, 64), False),  # odd palette values
+        ("AirRaid", (64, 64), True),
+        ("Breakout", (84, 84), True),
+    ],
 )
-def test_other_sizes_and_gray_equal_a_pipeline_with_opencv(size: tuple[int, int], gray: bool) -> None:
+def test_other_sizes_and_gray_equal_a_pipeline_with_opencv(game: str, size: tuple[int, int], gray: bool) -> None:
     ours, twin = (
-        Collector("Pong", EnvConfig(sticky=0.0), size=size, gray=gray),
-        GymCollector("Pong", EnvConfig(sticky=0.0)),
+        Collector(game, EnvConfig(sticky=0.0), size=size, gray=gray),
+        GymCollector(game, EnvConfig(sticky=0.0)),
     )
     ours.reset(0)
     twin.reset(0)
     ale = twin.envs[0].ale
-    for action_N in random_actions(80, 1, 6):
+    for action_N in random_actions(80, 1, ours.num_actions):
         obs_YXP = ours.step(action_N).obs_NYXP[0]
         frames = []
         for _ in range(4):
