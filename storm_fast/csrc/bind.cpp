@@ -20,8 +20,10 @@ namespace storm_fast {
 namespace {
 
 using Bytes = nb::ndarray<nb::numpy, nb::device::cpu>;
+using Actions = nb::ndarray<nb::ro, nb::numpy, nb::device::cpu>;
 
-std::string shape_of(const Bytes& array) {
+template <typename Array>
+std::string shape_of(const Array& array) {
   std::ostringstream text;
   text << '[';
   for (std::size_t axis = 0; axis < array.ndim(); ++axis) text << (axis ? ", " : "") << array.shape(axis);
@@ -80,7 +82,7 @@ class Bound {
     started_ = true;
   }
 
-  void send(const Bytes& actions, const Bytes& observations, const Bytes& terminals) {
+  void send(const Actions& actions, const Bytes& observations, const Bytes& terminals) {
     const Guard guard(*this);
     if (!started_) throw std::runtime_error("want reset() before send(); got send() first");
     if (collector_->busy()) throw nb::value_error("want recv() after send(); got a second send()");
@@ -186,7 +188,7 @@ class Bound {
       reject("actions in [0, " + std::to_string(collector_->num_actions()) + ")", std::to_string(action));
   }
 
-  std::vector<std::int64_t> actions_of(const Bytes& array) const {
+  std::vector<std::int64_t> actions_of(const Actions& array) const {
     const nb::dlpack::dtype type = array.dtype();
     const bool integer = type.code == static_cast<std::uint8_t>(nb::dlpack::dtype_code::Int);
     if (array.ndim() != 1 || array.shape(0) != collector_->num_envs() || !integer ||
