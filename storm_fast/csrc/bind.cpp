@@ -68,6 +68,7 @@ class Bound {
 
   int num_actions() { return collector_->num_actions(); }
 
+  float sticky() { return collector_->sticky(); }
   void reset(const std::vector<std::int64_t>& seeds, const Bytes& observations) {
     const Guard guard(*this);
     if (seeds.size() != collector_->num_envs())
@@ -304,6 +305,7 @@ NB_MODULE(_collector, module) {
       .def_prop_ro("num_actions", &Bound::num_actions)
       .def("reset", &Bound::reset, nb::arg("seeds"), nb::arg("observations").noconvert())
       .def("send", &Bound::send, nb::arg("actions").noconvert(), nb::arg("observations").noconvert(),
+      .def_prop_ro("sticky", &Bound::sticky)
            nb::arg("terminals").noconvert())
       .def("recv", &Bound::recv)
       .def("emulate", &Bound::emulate, nb::arg("actions"), nb::arg("steps"))

@@ -64,6 +64,7 @@ class Collector {
 
   std::size_t num_envs() const { return games_.size(); }
   int num_actions() const { return games_[0]->num_actions(); }
+  float sticky() const { return games_[0]->sticky(); }
   bool busy() const { return pool_.busy(); }
 
   void reset(const std::int32_t* seeds, Frames observations);

@@ -45,6 +45,8 @@ Game::Game(const Settings& settings) : settings_(settings), ale_(std::make_uniqu
   ale_->setInt("max_num_frames_per_episode", settings.frame_cap);
   load(0);
   actions_ = settings.full_action_space ? ale_->getLegalActionSet() : ale_->getMinimalActionSet();
+  settings_.sticky = ale_->getFloat("repeat_action_probability");
+  if (settings_.sticky >= 1) throw std::invalid_argument("want sticky in [0, 1) when rounded to six digits");
   const ale::ALEScreen& screen = ale_->getScreen();
   const int height = static_cast<int>(screen.height()), width = static_cast<int>(screen.width());
   if (settings.rows < 1 || settings.rows > height || settings.columns < 1 || settings.columns > width)

@@ -36,11 +36,13 @@ struct Outcome {
 class Game {
  public:
   // Throws std::runtime_error where the ROM cannot be read, and std::invalid_argument for a size beyond the
-  // screen's.
+  // screen's, or where ALE rounds `sticky` to 1.
   explicit Game(const Settings& settings);
 
   int num_actions() const { return static_cast<int>(actions_.size()); }
 
+  // The probability that ALE holds: six digits of the one asked for.
+  float sticky() const { return settings_.sticky; }
   // Load the ROM anew with ALE's own random seed and begin an episode; its first frame goes to `observation`.
   // Throws std::runtime_error where the ROM cannot be read any more; the game is then as it was.
   void seed(std::int32_t seed, std::uint8_t* observation);

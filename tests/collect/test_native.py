@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import ale_py
 import cv2
 import hypothesis
 import numpy as np
@@ -242,6 +243,7 @@ def arguments(num_envs: int = 2, **changed: Any) -> dict[str, Any]:
         {"num_threads": 0},
         {"sticky": 1.0},
         {"sticky": float("nan")},
+        {"sticky": 0.9999999},  # 1 where ALE writes it down
         {"frame_skip": 0},
         {"frame_cap": 3},
         {"rows": 0},
@@ -256,6 +258,16 @@ def test_impossible_settings_raise(changed: dict[str, Any]) -> None:
     assert module is not None
     with pytest.raises(ValueError, match="want"):
         module.Collector(**arguments(**changed))
+
+
+@native
+@pytest.mark.parametrize("sticky", [0.0, 0.1, 0.25, 1 / 3, 0.12345678, 0.999])
+def test_sticky_is_the_probability_that_ale_holds(sticky: float) -> None:
+    module = extension()
+    assert module is not None
+    ale = ale_py.ALEInterface()
+    ale.setFloat("repeat_action_probability", sticky)
+    assert module.Collector(**arguments(sticky=sticky)).sticky == ale.getFloat("repeat_action_probability")
 
 
 DTYPES = st.sampled_from(
@@ -549,8 +561,6 @@ def test_other_threads_run_while_games_step() -> None:
 
 @native
 def test_the_sources_are_of_the_ale_that_is_installed() -> None:
-    import ale_py
-
     module = extension()
     assert module is not None
     assert module.ale_version == ale_py.__version__
