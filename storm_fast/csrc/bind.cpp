@@ -67,7 +67,6 @@ class Bound {
   }
 
   int num_actions() { return collector_->num_actions(); }
-
   float sticky() { return collector_->sticky(); }
   void reset(const std::vector<std::int64_t>& seeds, const Bytes& observations) {
     const Guard guard(*this);

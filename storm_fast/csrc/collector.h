@@ -71,7 +71,8 @@ class Collector {
   // `actions` are copied and must be in range.
   void send(const std::int64_t* actions, Frames observations, Frames terminals);
   const std::vector<Outcome>& recv();
-  void emulate(const std::int64_t* actions, std::size_t steps);  // no step may be under way
+  // No step may be under way, and no step or save may follow before a reset or restore.
+  void emulate(const std::int64_t* actions, std::size_t steps);
 
   std::string save(std::size_t i) { return games_.at(i)->save(); }
   // Throws std::invalid_argument, before any game changes, unless there is a saved state of each.

@@ -40,7 +40,6 @@ class Game {
   explicit Game(const Settings& settings);
 
   int num_actions() const { return static_cast<int>(actions_.size()); }
-
   // The probability that ALE holds: six digits of the one asked for.
   float sticky() const { return settings_.sticky; }
   // Load the ROM anew with ALE's own random seed and begin an episode; its first frame goes to `observation`.

@@ -270,6 +270,24 @@ def test_sticky_is_the_probability_that_ale_holds(sticky: float) -> None:
     assert module.Collector(**arguments(sticky=sticky)).sticky == ale.getFloat("repeat_action_probability")
 
 
+@native
+def test_after_bare_emulation_a_reset_is_asked_for_and_starts_afresh() -> None:
+    module = extension()
+    assert module is not None
+    ours, fresh = (module.Collector(**arguments()) for _ in range(2))
+    shown, last = np.zeros((2, 2, 64, 64, 3), np.uint8)
+    ours.reset([1, 2], shown)
+    ours.emulate([0, 1] * 10, 10)
+    for early in (lambda: ours.send(np.zeros(2, np.int64), shown, last), ours.save):
+        with pytest.raises(RuntimeError, match=r"want reset\(\) before"):
+            early()
+    for games in (ours, fresh):
+        games.reset([1, 2], shown)
+        games.send(np.zeros(2, np.int64), shown, last)
+        games.recv()
+    assert ours.save() == fresh.save()
+
+
 DTYPES = st.sampled_from(
     [np.int64, np.int32, np.int8, np.uint8, np.uint64, np.float32, np.bool_, np.complex64, np.str_]
 )
