@@ -22,7 +22,7 @@ from bench.conftest import Show
 from bench.forms import in_forms
 from bench.harness import Rounds, interleave
 from storm_fast.collect import Collector, action_count, extension
-from storm_fast.collect.games import make, rom_name
+from storm_fast.collect.games import make, rom_name, rom_path
 from storm_fast.collect.gym import GymCollector
 from storm_fast.collect.native import cores
 from storm_fast.config import EnvConfig
@@ -97,15 +97,35 @@ def stepping(envs: Any, step: Callable[[Any], Any], dtype: Any = np.int64) -> Ca
     return Candidate(step_all, getattr(envs, "close", lambda: None))
 
 
-def native(game: str, N: int, threads: int) -> dict[str, Candidate]:
-    """Ours, and emulation alone: the same games and threads, without pictures and without Python in between."""
+def native(game: str, N: int, threads: int) -> Candidate:
+    """Ours."""
     ours = Collector(game, EnvConfig(num_envs=N, sticky=STICKY, num_threads=threads))
     ours.reset(0)
+    return stepping(ours, ours.step)
+
+
+def emulation(game: str, N: int, threads: int, stock: bool) -> Candidate:
+    """Games of their own in as many threads, no pictures, no Python in between: in our emulator or ALE's."""
+    module = extension()
+    assert module is not None
+    bare = module.Collector(
+        rom=str(rom_path(game)),
+        num_envs=N,
+        num_threads=threads,
+        sticky=STICKY,
+        full_action_space=False,
+        frame_skip=SKIP,
+        frame_cap=108_000,
+        rows=SIZE,
+        columns=SIZE,
+        gray=False,
+        stock=stock,
+    )
 
     def emulate(actions_TN: Actions) -> None:
-        ours._games.emulate(actions_TN.T.ravel().tolist(), len(actions_TN))
+        bare.emulate(actions_TN.T.ravel().tolist(), len(actions_TN))
 
-    return {"ours": stepping(ours, ours.step), "emulation": Candidate(emulate, lambda: None)}
+    return Candidate(emulate, lambda: None)
 
 
 def ale(game: str, N: int, threads: int) -> Candidate:
@@ -163,7 +183,9 @@ def gymnasium_async(game: str, N: int, _: int) -> Candidate:
 
 
 PEERS = {"AtariVectorEnv": ale, "envpool": pool, "Sync": gymnasium_sync, "Async": gymnasium_async}
-FORMS = ("ours", "emulation", *PEERS)
+FLOORS = {"emulation": False, "stock emulation": True}
+"""our emulator alone, and ALE's own"""
+FORMS = ("ours", *FLOORS, *PEERS)
 
 
 @cache
@@ -187,7 +209,7 @@ def absent(N: int, threads: int) -> dict[str, str]:
     """What cannot be measured, and why."""
     why = {}
     if extension() is None:
-        why |= dict.fromkeys(("ours", "emulation"), "the C++ collector was not built")
+        why |= dict.fromkeys(("ours", *FLOORS), "the C++ collector was not built")
     if envpool is None:
         why["envpool"] = "not installed"
     if threads != max(THREADS):
@@ -204,9 +226,10 @@ def collected(game: str, N: int, threads: int, rounds: int) -> Rounds:
     if "ours" not in found.absent:
         wrong = fault(game)
         if wrong is None:
-            started |= native(game, N, threads)
+            started["ours"] = native(game, N, threads)
+            started |= {name: emulation(game, N, threads, stock) for name, stock in FLOORS.items()}
         else:
-            found.wrong |= {"ours": wrong, "emulation": "of games that are wrong"}
+            found.wrong |= {"ours": wrong} | dict.fromkeys(FLOORS, "of games that are wrong")
     random = np.random.default_rng(0)
     actions_TN = random.integers(0, action_count(game, False), (STEPS // N, N))
 

@@ -265,7 +265,8 @@ def _step_summary(run: Run) -> str:
 
 def _collector_summary(run: Run) -> str:
     """A row for each game, number of games and of threads."""
-    others = ("emulation", "AtariVectorEnv", "envpool", "Sync", "Async")
+    names = ("emulation", "stock emulation", "AtariVectorEnv", "envpool", "Sync", "Async")
+    others = [name for name in names if name in {c.info["form"] for c in _of(run, "collect ")}]
     rows = [f"| what | ours, steps/s | {' | '.join(f'{other} / ours' for other in others)} |"]
     rows.append("|---" * (2 + len(others)) + "|")
     for operation, forms in by_operation(_of(run, "collect ")).items():

@@ -40,7 +40,7 @@ std::string shape_of(const Array& array) {
 class Bound {
  public:
   Bound(const std::string& rom, int num_envs, int num_threads, float sticky, bool full_action_space,
-        int frame_skip, int frame_cap, int rows, int columns, bool gray)
+        int frame_skip, int frame_cap, int rows, int columns, bool gray, bool stock)
       : rows_(rows), columns_(columns), channels_(gray ? 1 : 3), owner_(process()) {
     if (num_envs < 1) reject("num_envs of at least 1", std::to_string(num_envs));
     if (num_threads < 1) reject("num_threads of at least 1", std::to_string(num_threads));
@@ -50,7 +50,8 @@ class Bound {
     if (!std::filesystem::is_regular_file(rom)) reject("the path of a ROM", rom);
     // ALE ends the process where it meets a file that it does not know.
     if (!ale::ALEInterface::isSupportedROM(rom)) reject("a ROM that ALE knows", rom);
-    const Settings settings{rom, sticky, full_action_space, frame_skip, frame_cap, rows, columns, gray};
+    const Settings settings{rom, sticky, full_action_space, frame_skip, frame_cap, rows, columns, gray,
+                            stock};
     nb::gil_scoped_release release;
     collector_ = std::make_unique<Collector>(settings, static_cast<std::size_t>(num_envs),
                                              static_cast<std::size_t>(num_threads));
@@ -68,6 +69,7 @@ class Bound {
 
   int num_actions() { return collector_->num_actions(); }
   float sticky() { return collector_->sticky(); }
+
   void reset(const std::vector<std::int64_t>& seeds, const Bytes& observations) {
     const Guard guard(*this);
     if (seeds.size() != collector_->num_envs())
@@ -113,6 +115,7 @@ class Bound {
     if (steps < 1 || actions.size() != wanted)
       reject(std::to_string(wanted) + " actions", std::to_string(actions.size()));
     for (const std::int64_t action : actions) check(action);
+    started_ = false;
     nb::gil_scoped_release release;
     collector_->emulate(actions.data(), static_cast<std::size_t>(steps));
   }
@@ -297,14 +300,14 @@ NB_MODULE(_collector, module) {
            nb::arg("screen_columns"), nb::arg("rows"), nb::arg("columns"), nb::arg("colours"))
       .def("draw", &BoundPicture::draw, nb::arg("before"), nb::arg("newest"));
   nb::class_<Bound>(module, "Collector")
-      .def(nb::init<const std::string&, int, int, float, bool, int, int, int, int, bool>(), nb::kw_only(),
+      .def(nb::init<const std::string&, int, int, float, bool, int, int, int, int, bool, bool>(), nb::kw_only(),
            nb::arg("rom"), nb::arg("num_envs"), nb::arg("num_threads"), nb::arg("sticky"),
            nb::arg("full_action_space"), nb::arg("frame_skip"), nb::arg("frame_cap"), nb::arg("rows"),
-           nb::arg("columns"), nb::arg("gray"))
+           nb::arg("columns"), nb::arg("gray"), nb::arg("stock") = false)
       .def_prop_ro("num_actions", &Bound::num_actions)
+      .def_prop_ro("sticky", &Bound::sticky)
       .def("reset", &Bound::reset, nb::arg("seeds"), nb::arg("observations").noconvert())
       .def("send", &Bound::send, nb::arg("actions").noconvert(), nb::arg("observations").noconvert(),
-      .def_prop_ro("sticky", &Bound::sticky)
            nb::arg("terminals").noconvert())
       .def("recv", &Bound::recv)
       .def("emulate", &Bound::emulate, nb::arg("actions"), nb::arg("steps"))

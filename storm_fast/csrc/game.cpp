@@ -6,6 +6,9 @@
 #include <sstream>
 #include <stdexcept>
 
+#include "ale/emucore/System.hxx"
+#include "ale/processor.h"
+
 namespace storm_fast {
 
 namespace {
@@ -42,11 +45,11 @@ Palette palette(ale::stella::OSystem& system, bool gray) {
 
 Game::Game(const Settings& settings) : settings_(settings), ale_(std::make_unique<ale::ALEInterface>()) {
   ale_->setFloat("repeat_action_probability", settings.sticky);
+  settings_.sticky = ale_->getFloat("repeat_action_probability");
+  if (settings_.sticky >= 1) throw std::invalid_argument("want sticky in [0, 1) when rounded to six digits");
   ale_->setInt("max_num_frames_per_episode", settings.frame_cap);
   load(0);
   actions_ = settings.full_action_space ? ale_->getLegalActionSet() : ale_->getMinimalActionSet();
-  settings_.sticky = ale_->getFloat("repeat_action_probability");
-  if (settings_.sticky >= 1) throw std::invalid_argument("want sticky in [0, 1) when rounded to six digits");
   const ale::ALEScreen& screen = ale_->getScreen();
   const int height = static_cast<int>(screen.height()), width = static_cast<int>(screen.width());
   if (settings.rows < 1 || settings.rows > height || settings.columns < 1 || settings.columns > width)
@@ -65,6 +68,7 @@ void Game::load(std::int32_t seed) {
   if (!std::ifstream(settings_.rom)) throw std::runtime_error("want a readable ROM; got " + settings_.rom);
   ale_->setInt("random_seed", seed);
   ale_->loadROM(settings_.rom);
+  if (!settings_.stock) Processor::take_over(ale_->theOSystem->console().system());
 }
 
 void Game::seed(std::int32_t seed, std::uint8_t* observation) {
