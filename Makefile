@@ -20,7 +20,7 @@ test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest
 	$(BIN)/python -m pytest tests/aot
 
-SOURCES := pyproject.toml CMakeLists.txt $(wildcard storm_fast/csrc/*)
+SOURCES := pyproject.toml CMakeLists.txt $(wildcard storm_fast/csrc/*.* storm_fast/csrc/*/*)
 
 $(VENV)/.installed: $(SOURCES)
 	$(PYTHON) -m venv $(VENV)
