@@ -50,8 +50,8 @@ class Bound {
     if (!std::filesystem::is_regular_file(rom)) reject("the path of a ROM", rom);
     // ALE ends the process where it meets a file that it does not know.
     if (!ale::ALEInterface::isSupportedROM(rom)) reject("a ROM that ALE knows", rom);
-    const Settings settings{rom, sticky, full_action_space, frame_skip, frame_cap, rows, columns, gray,
-                            stock};
+    const Settings settings{rom,  sticky, full_action_space, frame_skip, frame_cap, rows, columns,
+                            gray, stock};
     nb::gil_scoped_release release;
     collector_ = std::make_unique<Collector>(settings, static_cast<std::size_t>(num_envs),
                                              static_cast<std::size_t>(num_threads));
@@ -300,8 +300,8 @@ NB_MODULE(_collector, module) {
            nb::arg("screen_columns"), nb::arg("rows"), nb::arg("columns"), nb::arg("colours"))
       .def("draw", &BoundPicture::draw, nb::arg("before"), nb::arg("newest"));
   nb::class_<Bound>(module, "Collector")
-      .def(nb::init<const std::string&, int, int, float, bool, int, int, int, int, bool, bool>(), nb::kw_only(),
-           nb::arg("rom"), nb::arg("num_envs"), nb::arg("num_threads"), nb::arg("sticky"),
+      .def(nb::init<const std::string&, int, int, float, bool, int, int, int, int, bool, bool>(),
+           nb::kw_only(), nb::arg("rom"), nb::arg("num_envs"), nb::arg("num_threads"), nb::arg("sticky"),
            nb::arg("full_action_space"), nb::arg("frame_skip"), nb::arg("frame_cap"), nb::arg("rows"),
            nb::arg("columns"), nb::arg("gray"), nb::arg("stock") = false)
       .def_prop_ro("num_actions", &Bound::num_actions)

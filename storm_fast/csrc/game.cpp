@@ -28,11 +28,13 @@ Palette palette(ale::stella::OSystem& system, bool gray) {
   Palette result;
   result.channels = gray ? 1 : 3;
   // Screens hold odd values too: ALE grays out what is left of a frame, and a PAL game may lose its colours.
-  // As ALE's getScreenRGB and getScreenGrayscale read its palette, each entry by itself and the one behind it.
+  // As ALE's getScreenRGB and getScreenGrayscale read its palette, each entry by itself and the one behind
+  // it.
   for (int value = 0; value < 256; ++value) {
     std::uint64_t& lanes = result.lanes[value];
     if (gray) {
-      lanes = value < 255 ? system.colourPalette().getRGB(value + 1) & 0xff : 0;  // beyond the last ALE has none
+      lanes =
+          value < 255 ? system.colourPalette().getRGB(value + 1) & 0xff : 0;  // beyond the last ALE has none
     } else {
       const std::uint64_t rgb = system.colourPalette().getRGB(value);
       lanes = (rgb >> 16 & 0xff) | (rgb >> 8 & 0xff) << 16 | (rgb & 0xff) << 32;

@@ -18,8 +18,8 @@ constexpr uint16_t kTimer = 0x0284;  // INTIM: what is left of an interval
 constexpr uint8_t kLoad = 0xad;      // LDA of an address
 constexpr uint8_t kPlus = 0x10, kMinus = 0x30, kNotZero = 0xd0, kZero = 0xf0;  // branches on what was loaded
 
-// Games spend what is left of a frame in `wait: LDA INTIM; Bxx wait`. The branch's code where `at` begins such a
-// loop, of direct memory and within one page, else 0.
+// Games spend what is left of a frame in `wait: LDA INTIM; Bxx wait`. The branch's code where `at` begins
+// such a loop, of direct memory and within one page, else 0.
 uint8_t waiting_branch(ale::stella::System& system, uint16_t at) {
   const uint8_t* page = system.getPageAccess((at & 0x1fff) >> system.pageShift()).directPeekBase;
   const unsigned offset = at & system.pageMask();
@@ -73,7 +73,8 @@ STORM_FAST_FLATTEN bool Processor::execute(uint32_t number) {
       return static_cast<uint8_t>(!!N << 7 | V << 6 | 1 << 5 | B << 4 | D << 3 | I << 2 | !notZ << 1 | C);
     } else {
       const uint8_t flags = (given, ...);
-      N = flags & 0x80, V = flags & 0x40, D = flags & 0x08, I = flags & 0x04, notZ = !(flags & 0x02), C = flags & 0x01;
+      N = flags & 0x80, V = flags & 0x40, D = flags & 0x08, I = flags & 0x04, notZ = !(flags & 0x02),
+      C = flags & 0x01;
       B = true;  // as always on a 6507
     }
   };
@@ -87,13 +88,16 @@ STORM_FAST_FLATTEN bool Processor::execute(uint32_t number) {
         if (const uint8_t branch = waiting_branch(*mySystem, PC - 1)) {
           // Only the load leaves anything behind; the branch is not executed here where it is not taken.
           const uint32_t load_cycles = myInstructionSystemCycleTable[kLoad];
-          const uint32_t branch_cycles = myInstructionSystemCycleTable[branch] + mySystemCyclesPerProcessorCycle;
+          const uint32_t branch_cycles =
+              myInstructionSystemCycleTable[branch] + mySystemCyclesPerProcessorCycle;
           for (;; number -= 2) {
             mySystem->incrementCycles(load_cycles);
             A = peek(kTimer);
             notZ = A;
             N = A & 0x80;
-            const bool taken = branch == kPlus ? !N : branch == kMinus ? N != 0 : (notZ != 0) == (branch == kNotZero);
+            const bool taken = branch == kPlus    ? !N
+                               : branch == kMinus ? N != 0
+                                                  : (notZ != 0) == (branch == kNotZero);
             if (!taken || number <= 2) break;
             mySystem->incrementCycles(branch_cycles);
           }

@@ -7,7 +7,8 @@ namespace storm_fast {
 
 class Processor final : public ale::stella::M6502Low {
  public:
-  // Put a Processor in the place of the console's, where that is an M6502Low: in the middle of a game, if need be.
+  // Put a Processor in the place of the console's, where that is an M6502Low: in the middle of a game, if
+  // need be.
   static void take_over(ale::stella::System& system);
   static bool runs(ale::stella::System& system);
 
