@@ -22,7 +22,7 @@ build() {
   end=$(date +%s)
   "$python" -m zipfile -e "$work/$name"/storm_fast-*.whl "$work/$name/package"
   echo "$name: $((end - start)) s, $(du -k "$work/$name"/storm_fast-*.whl | cut -f 1) KB"
-  sed -n 's/^.*\(storm_fast: the C++ collector is left out.*\)$/  \1/p' "$work/$name/log" | sort -u
+  grep -A 1 "storm_fast: the C++ collector is left out" "$work/$name/log" || true
   (cd "$work/$name/package" && PYTHONPATH=$PWD "$python" - "$wanted" <<'PLAY') || exit 1
 import sys
 
@@ -48,7 +48,8 @@ build hidden AleVector env CXX=/bin/false "$python" -m pip
 mkdir "$work/requirements"
 "$python" -c 'import sys, tomllib; print(*tomllib.load(open(sys.argv[1], "rb"))["build-system"]["requires"], sep="\n")' \
   "$root/pyproject.toml" >"$work/requirements.txt"
-"$python" -m pip download --quiet --dest "$work/requirements" --requirement "$work/requirements.txt" cmake ninja
+"$python" -m pip download --quiet --dest "$work/requirements" --requirement "$work/requirements.txt" cmake ninja \
+  2>"$work/requirements.log" || { cat "$work/requirements.log"; exit 1; }
 cut="env"
 if unshare -n true 2>/dev/null; then cut="unshare -n"; fi
 build offline "Collector (C++" $cut env ALE_SOURCE_DIR="$sources" PIP_NO_INDEX=1 PIP_FIND_LINKS="$work/requirements" \
