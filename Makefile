@@ -26,7 +26,7 @@ bench: $(VENV)/.installed-bench
 	$(BIN)/python -m pytest bench/ --benchmark-only --store
 	$(BIN)/python -m bench.report --readme
 
-SOURCES := pyproject.toml CMakeLists.txt $(wildcard storm_fast/csrc/*)
+SOURCES := pyproject.toml CMakeLists.txt $(wildcard storm_fast/csrc/*.* storm_fast/csrc/*/*)
 
 $(VENV)/.installed: $(SOURCES)
 	$(PYTHON) -m venv $(VENV)

@@ -8,7 +8,7 @@ their environments a little differently, so that of them only the first observat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import cv2
@@ -23,7 +23,7 @@ from bench.conftest import Show
 from bench.forms import in_forms
 from bench.harness import Rounds, interleave
 from storm_fast.collect import Collector, action_count, extension
-from storm_fast.collect.games import make, rom_name
+from storm_fast.collect.games import make, rom_name, rom_path
 from storm_fast.collect.gym import GymCollector
 from storm_fast.collect.native import cores
 from storm_fast.config import EnvConfig
@@ -105,13 +105,26 @@ def native(game: str, N: int, threads: int) -> Candidate:
     return stepping(ours, ours.reset(0), ours.step)
 
 
-def emulation(game: str, N: int, threads: int) -> Candidate:
-    """Emulation alone: the same games and threads, without pictures and without Python in between."""
-    ours = Collector(game, EnvConfig(num_envs=N, sticky=STICKY, num_threads=threads))
-    ours.reset(0)
+def emulation(game: str, N: int, threads: int, stock: bool) -> Candidate:
+    """Games of their own in as many threads, no pictures, no Python in between: in our emulator or ALE's."""
+    module = extension()
+    assert module is not None
+    bare = module.Collector(
+        rom=str(rom_path(game)),
+        num_envs=N,
+        num_threads=threads,
+        sticky=STICKY,
+        full_action_space=False,
+        frame_skip=SKIP,
+        frame_cap=108_000,
+        rows=SIZE,
+        columns=SIZE,
+        gray=False,
+        stock=stock,
+    )
 
     def emulate(actions_TN: Actions) -> None:
-        ours._games.emulate(actions_TN.T.ravel().tolist(), len(actions_TN))
+        bare.emulate(actions_TN.T.ravel().tolist(), len(actions_TN))
 
     return Candidate(emulate, lambda: None)
 
@@ -168,13 +181,15 @@ def gymnasium_async(game: str, N: int, _: int) -> Candidate:
 
 START = {
     "ours": native,
-    "emulation": emulation,
+    "emulation": partial(emulation, stock=False),
+    "stock emulation": partial(emulation, stock=True),
     "AtariVectorEnv": ale,
     "envpool": pool,
     "Sync": gymnasium_sync,
     "Async": gymnasium_async,
 }
 FORMS = tuple(START)
+FLOORS = ("emulation", "stock emulation")
 
 
 @cache
@@ -208,7 +223,7 @@ def absent(N: int, threads: int) -> dict[str, str]:
     """What cannot be measured, and why."""
     why = {}
     if extension() is None:
-        why |= dict.fromkeys(("ours", "emulation"), "the C++ collector was not built")
+        why |= dict.fromkeys(("ours", *FLOORS), "the C++ collector was not built")
     if envpool is None:
         why["envpool"] = "not installed"
     if threads != max(threads_of(N)):
@@ -223,7 +238,7 @@ def collected(game: str, N: int, threads: int, rounds: int) -> Rounds:
     found = Rounds("ours", absent=absent(N, threads), unit="environment steps", count=1.0)
     wrong = None if "ours" in found.absent else fault(game)
     if wrong is not None:
-        found.wrong |= {"ours": wrong, "emulation": "of games that are wrong"}
+        found.wrong |= {"ours": wrong} | dict.fromkeys(FLOORS, "of games that are wrong")
     random = np.random.default_rng(0)
     actions_TN = random.integers(0, action_count(game, False), (STEPS // N, N))
 

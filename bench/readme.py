@@ -77,7 +77,8 @@ def _step(run: Run) -> str:
 
 def _collector(run: Run) -> str:
     """A row for each game, number of games and of threads."""
-    others = ("emulation", "AtariVectorEnv", "envpool", "Sync", "Async")
+    names = ("emulation", "stock emulation", "AtariVectorEnv", "envpool", "Sync", "Async")
+    others = [name for name in names if name in {c.info["form"] for c in cases_of(run, "collect ")}]
     rows = [f"| what | ours, steps/s | {' | '.join(f'{other} / ours' for other in others)} |"]
     rows.append("|---" * (2 + len(others)) + "|")
     for operation, forms in by_operation(cases_of(run, "collect ")).items():

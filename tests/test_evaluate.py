@@ -14,7 +14,7 @@ from hypothesis.extra.numpy import arrays
 from torch import Tensor
 
 from storm_fast import build
-from storm_fast.collect import Steps, action_count, games
+from storm_fast.collect import Steps, action_count, extension, games
 from storm_fast.evaluate import Command, evaluate, main, play
 from storm_fast.precision import choose
 from storm_fast.probe import auc, reward_probe
@@ -130,6 +130,20 @@ def test_the_result_holds_the_score_against_random_and_human(tmp_path: Path) -> 
     assert len(result["published_storm"]) == 5
     assert (result["game"], result["step"], result["seed"]) == ("Breakout", 30, 0)
     assert evaluate(run, 30, command) == result
+
+
+@pytest.mark.skipif(extension() is None, reason="the C++ collector was not built")
+def test_the_native_collector_plays_the_slow_twins_episodes(tmp_path: Path) -> None:
+    results = {}
+    for kind in ("native", "gym"):
+        config = small_config("Breakout")
+        config = replace(config, env=replace(config.env, collector=kind))
+        run = untrained_run(tmp_path / kind, config, [30])
+        command = Command(run.path, episodes=6, num_envs=3, device="cpu", precision="fp32")
+        results[kind] = evaluate(run, 30, command)
+    assert results["native"]["collector"].startswith("Collector (C++")
+    assert results["gym"]["collector"].startswith("GymCollector")
+    assert results["native"]["returns_per_env"] == results["gym"]["returns_per_env"]
 
 
 def test_the_normalised_score_follows_the_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

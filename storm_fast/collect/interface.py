@@ -67,7 +67,10 @@ class AnyCollector(Protocol):
 
 def checked_actions(action_N: npt.NDArray[np.int64], num_envs: int, num_actions: int) -> npt.NDArray[np.int64]:
     """The actions as int64. Raises ValueError, saying what came, unless there is one for each environment."""
-    action_N = np.asarray(action_N)
+    try:
+        action_N = np.asarray(action_N)
+    except (RuntimeError, TypeError) as error:  # a torch tensor with a gradient, or on a GPU
+        raise ValueError(f"want {num_envs} integer actions in host memory; got {type(action_N).__name__}") from error
     if action_N.shape != (num_envs,) or not np.issubdtype(action_N.dtype, np.integer):
         raise ValueError(f"want {num_envs} integer actions; got {action_N.dtype} {action_N.shape}")
     if action_N.min() < 0 or action_N.max() >= num_actions:

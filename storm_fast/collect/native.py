@@ -3,7 +3,7 @@
 import importlib
 import os
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,9 @@ from storm_fast.collect.games import ale_seed, env_seed, rom_path
 from storm_fast.collect.interface import SIZE, AnyCollector, Frames, Steps, check_kind, checked_actions, checked_out
 from storm_fast.config import EnvConfig
 from storm_fast.errors import InputError
+
+if TYPE_CHECKING:
+    from storm_fast import _collector
 
 
 def extension() -> ModuleType | None:
@@ -55,7 +58,7 @@ class Collector(AnyCollector):
             raise InputError("want the C++ collector; storm_fast was installed without it: see the build's warning")
         N = config.num_envs
         self.num_envs, self.num_threads = N, min(N, config.num_threads or cores())
-        self._games = module.Collector(
+        self._games: _collector.Collector = module.Collector(
             rom=str(path),
             num_envs=N,
             num_threads=self.num_threads,
@@ -67,7 +70,7 @@ class Collector(AnyCollector):
             columns=size[1],
             gray=gray,
         )
-        self.num_actions: int = self._games.num_actions
+        self.num_actions = self._games.num_actions
         self.name = f"Collector (C++, ALE {module.ale_version}, {self.num_threads} threads)"
         self._own_NYXP = np.zeros((N, *size, 1 if gray else 3), np.uint8)
         self.obs_NYXP = self._own_NYXP

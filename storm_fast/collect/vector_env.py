@@ -9,6 +9,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import numpy.typing as npt
+from gymnasium.error import ClosedEnvironmentError
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
@@ -80,14 +81,19 @@ class AtariVectorEnv(VectorEnv[Frames, npt.NDArray[np.int64], npt.NDArray[np.boo
             raise ValueError(f"want {N} seeds; got {len(seeds)}")
         fresh = self.np_random.integers(2**32, size=N)  # so that a seeded series of resets repeats
         given = [int(fresh[i]) if s is None else s for i, s in enumerate(seeds)]
-        obs_NYXP = self.collector.reset_seeds(given).copy()
+        obs_NYXP = self._open().reset_seeds(given).copy()
         return obs_NYXP, {"life_lost": np.zeros(N, np.bool_)}
 
     def step(  # type: ignore[override]  # gymnasium types rewards as it types flags
         self, actions: npt.NDArray[np.int64]
     ) -> tuple[Frames, npt.NDArray[np.float64], npt.NDArray[np.bool_], npt.NDArray[np.bool_], Info]:
-        """One step of every game. Raises ValueError, before any steps, for an action that is none."""
-        steps = self.collector.step(actions)
+        """One step of every game.
+
+        Raises:
+            ValueError: before any steps, for an action that is none.
+            ClosedEnvironmentError: after `close`, as `reset` does.
+        """
+        steps = self._open().step(actions)
         ended_N = steps.terminated_N | steps.truncated_N
         info: Info = {"life_lost": steps.life_lost_N}
         if ended_N.any():
@@ -100,6 +106,15 @@ class AtariVectorEnv(VectorEnv[Frames, npt.NDArray[np.int64], npt.NDArray[np.boo
             info |= {"final_obs": frames_N, "_final_obs": ended_N, "final_info": masked | masks, "_final_info": ended_N}
         reward_N = steps.reward_N.astype(np.float64)
         return steps.obs_NYXP.copy(), reward_N, steps.terminated_N, steps.truncated_N, info
+
+    def close_extras(self, **kwargs: Any) -> None:
+        """End the games and their threads."""
+        del self.collector
+
+    def _open(self) -> Collector:
+        if self.closed:
+            raise ClosedEnvironmentError("want an open environment; this one was closed")
+        return self.collector
 
 
 gymnasium.register(

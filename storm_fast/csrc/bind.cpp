@@ -20,8 +20,10 @@ namespace storm_fast {
 namespace {
 
 using Bytes = nb::ndarray<nb::numpy, nb::device::cpu>;
+using Actions = nb::ndarray<nb::ro, nb::numpy, nb::device::cpu>;
 
-std::string shape_of(const Bytes& array) {
+template <typename Array>
+std::string shape_of(const Array& array) {
   std::ostringstream text;
   text << '[';
   for (std::size_t axis = 0; axis < array.ndim(); ++axis) text << (axis ? ", " : "") << array.shape(axis);
@@ -38,7 +40,7 @@ std::string shape_of(const Bytes& array) {
 class Bound {
  public:
   Bound(const std::string& rom, int num_envs, int num_threads, float sticky, bool full_action_space,
-        int frame_skip, int frame_cap, int rows, int columns, bool gray)
+        int frame_skip, int frame_cap, int rows, int columns, bool gray, bool stock)
       : rows_(rows), columns_(columns), channels_(gray ? 1 : 3), owner_(process()) {
     if (num_envs < 1) reject("num_envs of at least 1", std::to_string(num_envs));
     if (num_threads < 1) reject("num_threads of at least 1", std::to_string(num_threads));
@@ -48,7 +50,8 @@ class Bound {
     if (!std::filesystem::is_regular_file(rom)) reject("the path of a ROM", rom);
     // ALE ends the process where it meets a file that it does not know.
     if (!ale::ALEInterface::isSupportedROM(rom)) reject("a ROM that ALE knows", rom);
-    const Settings settings{rom, sticky, full_action_space, frame_skip, frame_cap, rows, columns, gray};
+    const Settings settings{rom,  sticky, full_action_space, frame_skip, frame_cap, rows, columns,
+                            gray, stock};
     nb::gil_scoped_release release;
     collector_ = std::make_unique<Collector>(settings, static_cast<std::size_t>(num_envs),
                                              static_cast<std::size_t>(num_threads));
@@ -65,6 +68,7 @@ class Bound {
   }
 
   int num_actions() { return collector_->num_actions(); }
+  float sticky() { return collector_->sticky(); }
 
   void reset(const std::vector<std::int64_t>& seeds, const Bytes& observations) {
     const Guard guard(*this);
@@ -80,7 +84,7 @@ class Bound {
     started_ = true;
   }
 
-  void send(const Bytes& actions, const Bytes& observations, const Bytes& terminals) {
+  void send(const Actions& actions, const Bytes& observations, const Bytes& terminals) {
     const Guard guard(*this);
     if (!started_) throw std::runtime_error("want reset() before send(); got send() first");
     if (collector_->busy()) throw nb::value_error("want recv() after send(); got a second send()");
@@ -111,6 +115,7 @@ class Bound {
     if (steps < 1 || actions.size() != wanted)
       reject(std::to_string(wanted) + " actions", std::to_string(actions.size()));
     for (const std::int64_t action : actions) check(action);
+    started_ = false;
     nb::gil_scoped_release release;
     collector_->emulate(actions.data(), static_cast<std::size_t>(steps));
   }
@@ -186,7 +191,7 @@ class Bound {
       reject("actions in [0, " + std::to_string(collector_->num_actions()) + ")", std::to_string(action));
   }
 
-  std::vector<std::int64_t> actions_of(const Bytes& array) const {
+  std::vector<std::int64_t> actions_of(const Actions& array) const {
     const nb::dlpack::dtype type = array.dtype();
     const bool integer = type.code == static_cast<std::uint8_t>(nb::dlpack::dtype_code::Int);
     if (array.ndim() != 1 || array.shape(0) != collector_->num_envs() || !integer ||
@@ -295,11 +300,12 @@ NB_MODULE(_collector, module) {
            nb::arg("screen_columns"), nb::arg("rows"), nb::arg("columns"), nb::arg("colours"))
       .def("draw", &BoundPicture::draw, nb::arg("before"), nb::arg("newest"));
   nb::class_<Bound>(module, "Collector")
-      .def(nb::init<const std::string&, int, int, float, bool, int, int, int, int, bool>(), nb::kw_only(),
-           nb::arg("rom"), nb::arg("num_envs"), nb::arg("num_threads"), nb::arg("sticky"),
+      .def(nb::init<const std::string&, int, int, float, bool, int, int, int, int, bool, bool>(),
+           nb::kw_only(), nb::arg("rom"), nb::arg("num_envs"), nb::arg("num_threads"), nb::arg("sticky"),
            nb::arg("full_action_space"), nb::arg("frame_skip"), nb::arg("frame_cap"), nb::arg("rows"),
-           nb::arg("columns"), nb::arg("gray"))
+           nb::arg("columns"), nb::arg("gray"), nb::arg("stock") = false)
       .def_prop_ro("num_actions", &Bound::num_actions)
+      .def_prop_ro("sticky", &Bound::sticky)
       .def("reset", &Bound::reset, nb::arg("seeds"), nb::arg("observations").noconvert())
       .def("send", &Bound::send, nb::arg("actions").noconvert(), nb::arg("observations").noconvert(),
            nb::arg("terminals").noconvert())

@@ -1,5 +1,10 @@
 #include "collector.h"
 
+#ifndef _WIN32
+#include <pthread.h>
+#include <signal.h>
+#endif
+
 #include <algorithm>
 #include <utility>
 
@@ -9,11 +14,29 @@ namespace {
 
 constexpr int kSpins = 200;  // polls, some microseconds, before a thread goes to sleep
 
+// Threads begun while this lives take no signals: those are for Python's own threads.
+class NoSignals {
+#ifndef _WIN32
+ public:
+  NoSignals() {
+    sigset_t all;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before_);
+  }
+  ~NoSignals() { pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
+  NoSignals(const NoSignals&) = delete;
+
+ private:
+  sigset_t before_;
+#endif
+};
+
 std::uint64_t packed(std::uint32_t job) { return static_cast<std::uint64_t>(job) << 32; }
 
 }  // namespace
 
 Pool::Pool(std::size_t threads) {
+  [[maybe_unused]] const NoSignals no_signals;
   try {
     for (std::size_t i = 1; i < threads; ++i) workers_.emplace_back([this] { serve(); });
   } catch (...) {  // the system gives no more threads: those begun end first
@@ -105,7 +128,7 @@ void Pool::serve() {
 
 Collector::Collector(const Settings& settings, std::size_t num_envs, std::size_t num_threads)
     : games_(num_envs), actions_(num_envs), outcomes_(num_envs), pool_(std::min(num_threads, num_envs)) {
-  // Starting a console takes a tenth of a second.
+  // Starting a console takes milliseconds.
   pool_.start(num_envs, [&](std::size_t i) { games_[i] = std::make_unique<Game>(settings); });
   pool_.finish();
 }

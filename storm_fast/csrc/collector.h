@@ -64,13 +64,15 @@ class Collector {
 
   std::size_t num_envs() const { return games_.size(); }
   int num_actions() const { return games_[0]->num_actions(); }
+  float sticky() const { return games_[0]->sticky(); }
   bool busy() const { return pool_.busy(); }
 
   void reset(const std::int32_t* seeds, Frames observations);
   // `actions` are copied and must be in range.
   void send(const std::int64_t* actions, Frames observations, Frames terminals);
   const std::vector<Outcome>& recv();
-  void emulate(const std::int64_t* actions, std::size_t steps);  // no step may be under way
+  // No step may be under way, and no step or save may follow before a reset or restore.
+  void emulate(const std::int64_t* actions, std::size_t steps);
 
   std::string save(std::size_t i) { return games_.at(i)->save(); }
   // Throws std::invalid_argument, before any game changes, unless there is a saved state of each.

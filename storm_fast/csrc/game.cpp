@@ -6,6 +6,9 @@
 #include <sstream>
 #include <stdexcept>
 
+#include "ale/emucore/System.hxx"
+#include "ale/processor.h"
+
 namespace storm_fast {
 
 namespace {
@@ -24,15 +27,18 @@ std::uint64_t fnv1a(const std::string& bytes) {
 Palette palette(ale::stella::OSystem& system, bool gray) {
   Palette result;
   result.channels = gray ? 1 : 3;
-  for (int value = 0; value < 256; value += 2) {  // the lowest bit is not used: screens hold even values
-    int rgb[3];
-    system.colourPalette().getRGB(value, rgb[0], rgb[1], rgb[2]);
+  // Screens hold odd values too: ALE grays out what is left of a frame, and a PAL game may lose its colours.
+  // As ALE's getScreenRGB and getScreenGrayscale read its palette, each entry by itself and the one behind
+  // it.
+  for (int value = 0; value < 256; ++value) {
     std::uint64_t& lanes = result.lanes[value];
-    if (gray)
-      lanes = system.colourPalette().getGrayscale(value);
-    else
-      for (int channel = 0; channel < 3; ++channel)
-        lanes |= static_cast<std::uint64_t>(rgb[channel]) << 16 * channel;
+    if (gray) {
+      lanes =
+          value < 255 ? system.colourPalette().getRGB(value + 1) & 0xff : 0;  // beyond the last ALE has none
+    } else {
+      const std::uint64_t rgb = system.colourPalette().getRGB(value);
+      lanes = (rgb >> 16 & 0xff) | (rgb >> 8 & 0xff) << 16 | (rgb & 0xff) << 32;
+    }
   }
   return result;
 }
@@ -41,6 +47,8 @@ Palette palette(ale::stella::OSystem& system, bool gray) {
 
 Game::Game(const Settings& settings) : settings_(settings), ale_(std::make_unique<ale::ALEInterface>()) {
   ale_->setFloat("repeat_action_probability", settings.sticky);
+  settings_.sticky = ale_->getFloat("repeat_action_probability");
+  if (settings_.sticky >= 1) throw std::invalid_argument("want sticky in [0, 1) when rounded to six digits");
   ale_->setInt("max_num_frames_per_episode", settings.frame_cap);
   load(0);
   actions_ = settings.full_action_space ? ale_->getLegalActionSet() : ale_->getMinimalActionSet();
@@ -62,6 +70,7 @@ void Game::load(std::int32_t seed) {
   if (!std::ifstream(settings_.rom)) throw std::runtime_error("want a readable ROM; got " + settings_.rom);
   ale_->setInt("random_seed", seed);
   ale_->loadROM(settings_.rom);
+  if (!settings_.stock) Processor::take_over(ale_->theOSystem->console().system());
 }
 
 void Game::seed(std::int32_t seed, std::uint8_t* observation) {

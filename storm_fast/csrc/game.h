@@ -22,6 +22,7 @@ struct Settings {
   int rows = 64;
   int columns = 64;
   bool gray = false;
+  bool stock = false;  // ALE's own emulator, the slow twin of ours
 };
 
 struct Outcome {
@@ -36,10 +37,12 @@ struct Outcome {
 class Game {
  public:
   // Throws std::runtime_error where the ROM cannot be read, and std::invalid_argument for a size beyond the
-  // screen's.
+  // screen's, or where ALE rounds `sticky` to 1.
   explicit Game(const Settings& settings);
 
   int num_actions() const { return static_cast<int>(actions_.size()); }
+  // The probability that ALE holds: six digits of the one asked for.
+  float sticky() const { return settings_.sticky; }
 
   // Load the ROM anew with ALE's own random seed and begin an episode; its first frame goes to `observation`.
   // Throws std::runtime_error where the ROM cannot be read any more; the game is then as it was.
@@ -49,7 +52,8 @@ class Game {
   // the first of the next to `observation`; `outcome` is of the one that ended.
   Outcome step(std::size_t action, std::uint8_t* observation, std::uint8_t* terminal);
 
-  // A step's frames of the emulator alone, without a picture: the floor that a step is compared with.
+  // A step's frames of the emulator alone, without a picture: the floor that a step is compared with. Lives,
+  // return and length are not followed.
   void emulate(std::size_t action);
 
   // All that `restore` needs to go on as if nothing had happened, with its random numbers.

@@ -1,17 +1,18 @@
 """Is the C++ collector bit-equal to gymnasium's pipeline on every game? `python -m tests.collect.all_games`
 
 1,500 random steps of two environments of every game of Atari 100k: observations, rewards, ends, lost lives, returns,
-lengths, last frames.
+lengths, last frames. Then as many of every game of ALE, in our emulator and in ALE's own.
 """
 
 import sys
 
 import numpy as np
 
-from storm_fast.collect import Collector, GymCollector
+from storm_fast.collect import Collector, GymCollector, games
 from storm_fast.config import EnvConfig
 from storm_fast.run import say
 from storm_fast.scores import published
+from tests.collect.test_emulator import assert_emulators_agree
 from tests.collect.test_exact import assert_same, copy, random_actions
 
 STEPS = 1500
@@ -30,6 +31,9 @@ def main(steps: int) -> None:
             ends += int((got.terminated_N | got.truncated_N).sum())
             lost += int(got.life_lost_N.sum())
         say(f"{game:15s} {steps} steps x 2 equal; {ends} ends, {lost} lives lost")
+    for game in games():
+        assert_emulators_agree(game, steps)
+    say(f"our emulator equals ALE's own in {steps} steps of each of {len(games())} games")
 
 
 if __name__ == "__main__":

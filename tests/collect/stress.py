@@ -22,8 +22,28 @@ def settings(game: str, num_envs: int, num_threads: int) -> dict[str, Any]:
     return {"rom": str(roms.get_rom_path(game))} | numbers | shape
 
 
+def begin(module: Any, game: str, stock: bool) -> None:
+    """Open games, start them anew and let them run, each in several threads."""
+    collector = module.Collector(**settings(game, 6, 3), stock=stock)
+    shown, last = np.zeros((2, 6, 64, 64, 3), np.uint8)
+    for start in range(3):
+        collector.reset(list(range(start, start + 6)), shown)
+        collector.send(np.zeros(6, np.int64), shown, last)
+        collector.recv()
+        collector.emulate([0] * 60, 10)
+
+
 def shake(module: Any) -> None:
     """A little of everything, from several threads."""
+    # The first games of the process, so that the tables which ALE makes once are made by several threads at a time.
+    several = [
+        threading.Thread(target=begin, args=(module, game, stock))
+        for game, stock in (("pong", False), ("breakout", True), ("ms_pacman", False))
+    ]
+    for one in several:
+        one.start()
+    for one in several:
+        one.join()
     random = np.random.default_rng(0)
     for game, num_envs, num_threads in (("pong", 5, 3), ("breakout", 8, 2), ("ms_pacman", 1, 4), ("qbert", 3, 3)):
         gray = game == "qbert"

@@ -10,6 +10,7 @@ import gymnasium
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 
 from storm_fast.collect import (
     AnyCollector,
@@ -298,7 +299,21 @@ NO_ACTIONS = [
     (np.array(0), "want 2 integer actions"),
     (np.array([0, 6]), r"want actions in \[0, 6\); got \[0, 6\]"),
     (np.array([-1, 0]), r"want actions in \[0, 6\); got \[-1, 0\]"),
+    (torch.zeros(2, requires_grad=True), "want 2 integer actions in host memory; got Tensor"),
+    (torch.zeros(2, dtype=torch.int64, device="meta"), "want 2 integer actions in host memory; got Tensor"),
 ]
+
+
+def test_actions_may_be_read_only_of_any_integer_dtype_and_of_torch(kind: Kind) -> None:
+    collector, plain = (kind("Pong", EnvConfig(num_envs=2)) for _ in range(2))
+    collector.reset(0)
+    plain.reset(0)
+    read_only_N = np.array([2, 3])
+    read_only_N.flags.writeable = False
+    given: list[Any] = [read_only_N, read_only_N.astype(np.uint8), read_only_N.astype(">i8"), torch.tensor([2, 3])]
+    given += [np.array([2, 0, 3])[::2], np.broadcast_to(np.array([3]), (2,)), np.broadcast_to(np.int64(2), (2,))]
+    for action_N in given * 5:
+        assert_same([copy(collector.step(action_N))], [copy(plain.step(np.asarray(action_N).astype(np.int64)))])
 
 
 def test_actions_that_are_none_raise_and_leave_the_games_where_they_were(kind: Kind) -> None:

@@ -7,9 +7,12 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from random import Random
+from typing import Any, NamedTuple
 
+import ale_py
 import cv2
 import hypothesis
 import numpy as np
@@ -39,6 +42,7 @@ native = pytest.mark.skipif(extension() is None, reason="the C++ collector was n
         ("Qbert", EnvConfig(num_envs=2, frame_skip=7, sticky=0.9)),
         ("DoubleDunk", EnvConfig(num_envs=2, frame_cap=900)),  # draws random numbers while it is reset
         ("Berzerk", EnvConfig(num_envs=2, frame_cap=400)),  # likewise
+        ("AirRaid", EnvConfig(num_envs=2)),  # ALE grays out what is left of a frame: odd palette values
     ],
     ids=lambda x: x if isinstance(x, str) else "",
 )
@@ -87,17 +91,27 @@ def test_what_a_worker_throws_reaches_the_caller_and_leaves_the_games_usable(tmp
 
 @native
 @pytest.mark.parametrize(
-    ("size", "gray"), [((84, 84), False), ((64, 64), True), ((105, 80), True), ((210, 160), False)]
+    ("game", "size", "gray"),
+    [
+        ("Pong", (84, 84), False),
+        ("Pong", (64, 64), True),
+        ("Pong", (105, 80), True),
+        ("Pong", (210, 160), False),
+        ("MsPacman", (64, 64), True),
+        ("AirRaid", (64, 64), False),  # odd palette values
+        ("AirRaid", (64, 64), True),
+        ("Breakout", (84, 84), True),
+    ],
 )
-def test_other_sizes_and_gray_equal_a_pipeline_with_opencv(size: tuple[int, int], gray: bool) -> None:
+def test_other_sizes_and_gray_equal_a_pipeline_with_opencv(game: str, size: tuple[int, int], gray: bool) -> None:
     ours, twin = (
-        Collector("Pong", EnvConfig(sticky=0.0), size=size, gray=gray),
-        GymCollector("Pong", EnvConfig(sticky=0.0)),
+        Collector(game, EnvConfig(sticky=0.0), size=size, gray=gray),
+        GymCollector(game, EnvConfig(sticky=0.0)),
     )
     ours.reset(0)
     twin.reset(0)
     ale = twin.envs[0].ale
-    for action_N in random_actions(80, 1, 6):
+    for action_N in random_actions(80, 1, ours.num_actions):
         obs_YXP = ours.step(action_N).obs_NYXP[0]
         frames = []
         for _ in range(4):
@@ -231,6 +245,7 @@ def arguments(num_envs: int = 2, **changed: Any) -> dict[str, Any]:
         {"num_threads": 0},
         {"sticky": 1.0},
         {"sticky": float("nan")},
+        {"sticky": 0.9999999},  # 1 where ALE writes it down
         {"frame_skip": 0},
         {"frame_cap": 3},
         {"rows": 0},
@@ -247,46 +262,168 @@ def test_impossible_settings_raise(changed: dict[str, Any]) -> None:
         module.Collector(**arguments(**changed))
 
 
-DTYPES = st.sampled_from(
-    [np.int64, np.int32, np.int8, np.uint8, np.uint64, np.float32, np.bool_, np.complex64, np.str_]
-)
-SHAPES = st.lists(st.integers(0, 4), max_size=3).map(tuple)
+@native
+@pytest.mark.parametrize("sticky", [0.0, 0.1, 0.25, 1 / 3, 0.12345678, 0.999])
+def test_sticky_is_the_probability_that_ale_holds(sticky: float) -> None:
+    module = extension()
+    assert module is not None
+    ale = ale_py.ALEInterface()
+    ale.setFloat("repeat_action_probability", sticky)
+    assert module.Collector(**arguments(sticky=sticky)).sticky == ale.getFloat("repeat_action_probability")
 
 
-@st.composite
-def arrays(draw: st.DrawFn) -> Any:
-    """Anything but two good actions: other dtypes, shapes, strides, values, and what is no array at all."""
-    if draw(st.booleans()):
-        return draw(
-            st.one_of(st.none(), st.integers(), st.text(), st.binary(), st.lists(st.integers(0, 5)), st.floats())
-        )
-    if draw(st.booleans()):  # a buffer of frames, or nearly
-        shape = draw(
-            st.permutations([2, 64, 64, 3]) | st.sampled_from([[2, 64, 64, 4], [1, 64, 64, 3], [2, 64, 63, 3]])
-        )
-        frames = np.zeros(shape, draw(st.sampled_from([np.uint8, np.int8, np.float32])))
-        fault = draw(st.sampled_from(["reversed", "narrow", "read-only", "turned"]))
-        if fault == "reversed":
-            return frames[:, ::-1]
-        if fault == "narrow":
-            return np.zeros((2, 64, 64, 5), np.uint8)[..., :3]
-        if fault == "read-only":
-            frames.flags.writeable = False
-            return frames
-        return np.zeros((2, 3, 64, 64), np.uint8).transpose(0, 2, 3, 1)
-    array = np.zeros(draw(SHAPES), draw(DTYPES))
-    if array.ndim and draw(st.booleans()):
-        array = array[:: draw(st.sampled_from([-1, 2]))]
-    if array.size and array.dtype == np.int64:
-        array.flat[-1] = draw(st.sampled_from([-1, 6, 2**40, -(2**63)]))
-    return array
+@native
+def test_after_bare_emulation_a_reset_is_asked_for_and_starts_afresh() -> None:
+    module = extension()
+    assert module is not None
+    ours, fresh = (module.Collector(**arguments()) for _ in range(2))
+    shown, last = np.zeros((2, 2, 64, 64, 3), np.uint8)
+    ours.reset([1, 2], shown)
+    ours.emulate([0, 1] * 10, 10)
+    for early in (lambda: ours.send(np.zeros(2, np.int64), shown, last), ours.save):
+        with pytest.raises(RuntimeError, match=r"want reset\(\) before"):
+            early()
+    for games in (ours, fresh):
+        games.reset([1, 2], shown)
+        games.send(np.zeros(2, np.int64), shown, last)
+        games.recv()
+    assert ours.save() == fresh.save()
 
 
-def is_good(given: Any) -> bool:
-    """Whether these are two actions of Pong."""
-    actions = np.asarray(given)
-    whole = actions.shape == (2,) and np.issubdtype(actions.dtype, np.integer)
-    return bool(whole and (actions >= 0).all() and (actions < 6).all())
+FRAMES, DENSE = (2, 64, 64, 3), (64 * 64 * 3, 64 * 3, 3, 1)  # shape and strides of what two games draw
+MEMORY = np.zeros(2**22, np.uint8)  # which malformed views look into, from its middle
+DTYPES = ("uint8", "int8", "bool", "uint16", "int32", "int64", "uint64", "float32", "complex64", "datetime64[s]", "U1")
+
+
+class Actions(NamedTuple):
+    """An array of actions: its values one after another, every `step`th of an array."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    step: int
+    values: tuple[int, ...]
+
+    def is_good(self, raw: bool) -> bool:
+        """Whether these are two actions of Pong; the extension itself takes two dtypes."""
+        integer = self.dtype in (("int32", "int64") if raw else ("uint8", "int8", "uint16", "int32", "int64", "uint64"))
+        return integer and self.shape == (2,) and all(0 <= value < 6 for value in self.values)
+
+    def made(self) -> Any:
+        """The array."""
+        kind = "int64" if self.dtype in ("U1", "datetime64[s]", "complex64") else self.dtype
+        values = np.array(self.values, object).astype(kind).astype(self.dtype).reshape(self.shape)
+        return values if not values.ndim else np.repeat(values, abs(self.step), 0)[:: self.step]
+
+
+class View(NamedTuple):
+    """An array of frames, somewhere in MEMORY."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]  # in elements
+    is_writable: bool
+
+    def is_good(self) -> bool:
+        """Whether two games may draw there."""
+        fits = self.dtype == "uint8" and self.shape == FRAMES and self.is_writable
+        return fits and self.strides[1:] == DENSE[1:] and self.strides[0] >= DENSE[0]
+
+    def made(self) -> Any:
+        """The array."""
+        half = MEMORY[len(MEMORY) // 2 :].view(self.dtype)
+        strides = [step * half.itemsize for step in self.strides]
+        return np.lib.stride_tricks.as_strided(half, self.shape, strides, writeable=self.is_writable)
+
+
+class Shrunk(NamedTuple):
+    """A torch tensor of two games' frames whose storage was cut, or freed."""
+
+    nbytes: int
+
+    def made(self) -> Any:
+        """The tensor."""
+        return shrunk(self.nbytes)
+
+
+class Released(NamedTuple):
+    """A view of bytes whose owner took them back."""
+
+    nbytes: int
+
+    def made(self) -> Any:
+        """The view, which holds nothing."""
+        view = memoryview(bytearray(self.nbytes))
+        view.release()
+        return view
+
+
+class Thing(NamedTuple):
+    """What is no array at all."""
+
+    value: Any
+
+    def made(self) -> Any:
+        """As it is."""
+        return self.value
+
+
+def shape(random: Random, longest: int) -> tuple[int, ...]:
+    """Of up to four axes."""
+    return tuple(random.randint(0, longest) for _ in range(random.randrange(5)))
+
+
+def view(random: Random) -> View:
+    """An array of frames, of which dtype, shape, strides may be anything."""
+    axes = FRAMES if random.random() < 0.6 else shape(random, 70)
+    strides = tuple(int(np.prod(axes[axis + 1 :])) for axis in range(len(axes)))
+    if random.random() < 0.5:
+        reach = (13_000, 300, 9, 3)
+        strides = tuple(random.randint(-reach[axis], reach[axis]) for axis in range(len(axes)))
+    dtype = random.choice(DTYPES[:9]) if random.random() < 0.5 else "uint8"
+    return View(dtype, axes, strides, random.random() < 0.8)
+
+
+def actions(random: Random) -> Actions:
+    """Of any dtype, shape, stride and values."""
+    dtype = random.choice(DTYPES)
+    axes = (2,) if random.random() < 0.6 else shape(random, 4)
+    low, high = (0, 120) if dtype[0] in "ubU" else (-(2**62), 2**62) if dtype == "int64" else (-120, 120)
+    values = tuple(random.randint(low, high) for _ in range(int(np.prod(axes))))
+    return Actions(dtype, axes, random.choice((1, 2, -1, -3)), values)
+
+
+def thing(random: Random) -> Thing:
+    """A number, bytes, a text, a list."""
+    number, some = random.randint(-(2**70), 2**70), random.randbytes(random.randrange(9))
+    return Thing(random.choice((number, random.random(), some, some.hex(), [6 + byte for byte in some])))
+
+
+def no_frames(random: Random) -> Any:
+    """Anything but two games' frames."""
+    given = random.choice((view, view, thing, lambda random: Released(random.randint(0, 9000))))(random)
+    return no_frames(random) if isinstance(given, View) and given.is_good() else given
+
+
+def no_actions(random: Random, raw: bool) -> Any:
+    """Anything but two actions."""
+    given = random.choice((actions, actions, thing))(random)
+    return no_actions(random, raw) if isinstance(given, Actions) and given.is_good(raw) else given
+
+
+FRAME_BYTES = int(np.prod(FRAMES))
+
+CALLS: dict[str, Callable[[Random], Any]] = {
+    "shown": no_frames,
+    "last": no_frames,
+    "reset": no_frames,
+    "out": no_frames,
+    "out, shrunk": lambda random: Shrunk(random.randrange(FRAME_BYTES)),
+    "overlap": lambda random: random.randint(1 - FRAME_BYTES, FRAME_BYTES - 1),
+    "raw actions": lambda random: no_actions(random, raw=True),
+    "actions": lambda random: no_actions(random, raw=False),
+    "seeds": lambda random: [random.getrandbits(31)] * random.choice((0, 1, 3, 4)),
+    "states": lambda random: [random.randbytes(random.randrange(30)) for _ in range(random.randrange(4))],
+}
 
 
 @native
@@ -295,36 +432,47 @@ def test_ten_thousand_malformed_calls_end_in_an_exception_each_and_change_nothin
     assert module is not None
     ours = module.Collector(**arguments())
     twin = GymCollector("Pong", EnvConfig(num_envs=2))
-    shown, last = np.zeros((2, 2, 64, 64, 3), np.uint8)
+    good_N = np.zeros(2, np.int64)
+    shown, last = np.zeros((2, *FRAMES), np.uint8)
     ours.reset([1, 2], shown)
     twin.reset(0)
     wrapped = Collector("Pong", EnvConfig(num_envs=2))
     wrapped.reset(0)
-    calls = 0
+    before, frames = ours.save(), shown.copy()
+    middle = MEMORY[len(MEMORY) // 2 :]
 
-    @hypothesis.settings(max_examples=2000, database=None)
-    @hypothesis.given(arrays(), arrays(), st.sampled_from([8, 64, 63, 128]))
-    def call(first: Any, second: Any, rows: int) -> None:
-        nonlocal calls
-        good = np.zeros(2, np.int64)
-        wrong_frames = np.zeros((2, rows, 63, 3), np.uint8)
-        attempts: list[Any] = [
-            lambda: ours.send(good, second, last),
-            lambda: ours.send(good, shown, wrong_frames),
-            lambda: ours.reset([1, 2], second),
-            lambda: ours.restore(second),
-        ]
-        if second is not None:  # which stands for the collector's own memory
-            attempts.append(lambda: wrapped.send(good, second))
-        if not is_good(first):
-            attempts += [lambda: ours.send(first, shown, last), lambda: wrapped.send(first)]
-        for attempt in attempts:
-            calls += 1
+    def overlap(shift: int) -> None:
+        at = [middle[start : start + FRAME_BYTES].reshape(FRAMES) for start in (FRAME_BYTES, FRAME_BYTES + shift)]
+        ours.send(good_N, *at)
+
+    attempts: dict[str, Callable[[Any], Any]] = {
+        "shown": lambda given: ours.send(good_N, given.made(), last),
+        "last": lambda given: ours.send(good_N, shown, given.made()),
+        "reset": lambda given: ours.reset([1, 2], given.made()),
+        "out": lambda given: wrapped.send(good_N, given.made()),
+        "out, shrunk": lambda given: wrapped.send(good_N, given.made()),
+        "overlap": overlap,
+        "raw actions": lambda given: ours.send(given.made(), shown, last),
+        "actions": lambda given: wrapped.send(given.made()),
+        "seeds": lambda seeds: ours.reset(seeds, shown),
+        "states": ours.restore,
+    }
+    made = set()
+
+    @hypothesis.settings(max_examples=200, database=None, deadline=None)
+    @hypothesis.given(st.randoms(use_true_random=True))  # 60 draws of hypothesis's own would take half a second
+    def call(random: Random) -> None:
+        for name in random.choices(list(CALLS), k=60):
+            given = CALLS[name](random)
+            made.add((name, repr(given)))
             with pytest.raises((ValueError, TypeError)):
-                attempt()
+                attempts[name](given)
 
     call()
-    assert calls >= 10_000
+    assert len(made) >= 10_000
+    assert ours.save() == before
+    assert np.array_equal(shown, frames)
+    assert not MEMORY.any()
     actions_TN = random_actions(20, 2, 6)
     assert_same(play(wrapped, actions_TN), play(twin, actions_TN))
 
@@ -537,9 +685,95 @@ def test_other_threads_run_while_games_step() -> None:
 
 
 @native
-def test_the_sources_are_of_the_ale_that_is_installed() -> None:
-    import ale_py
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_worker_threads_take_no_signals() -> None:
+    def tasks() -> set[str]:
+        return set(os.listdir("/proc/self/task"))
 
+    before = tasks()
+    collector = Collector("Pong", EnvConfig(num_envs=3, num_threads=3))
+    workers = tasks() - before
+    assert len(workers) == collector.num_threads - 1
+    catchable = sum(1 << number - 1 for number in range(1, 32) if number not in (signal.SIGKILL, signal.SIGSTOP))
+    for worker in workers:
+        status = Path(f"/proc/self/task/{worker}/status").read_text()
+        blocked = int(status.split("SigBlk:")[1].split()[0], 16)
+        assert blocked & catchable == catchable
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, [])  # those of the calling thread are as they were
+
+
+@native
+def test_ctrl_c_inside_recv_leaves_the_games_usable_while_another_thread_waits_for_them() -> None:
+    code = """
+import os, signal, threading, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
+import numpy as np
+from storm_fast.collect import Collector
+from storm_fast.config import EnvConfig
+c = Collector("Pong", EnvConfig(num_envs=8, num_threads=2))
+c.reset(0)
+turned_away, done = [], threading.Event()
+
+def wait():
+    while not done.is_set():
+        try:
+            c.state_dict()
+        except RuntimeError as error:  # the main thread is inside
+            turned_away.append(str(error))
+            if len(turned_away) == 5:
+                os.kill(os.getpid(), signal.SIGINT)
+        except ValueError:  # it is between send and recv
+            pass
+
+other = threading.Thread(target=wait, daemon=True)
+try:
+    other.start()
+    while True:
+        try:
+            c.send(np.zeros(8, np.int64))
+            c.recv()
+        except (RuntimeError, ValueError):  # the other thread was inside
+            pass
+except KeyboardInterrupt:
+    pass
+done.set()
+other.join()
+assert len(turned_away) >= 5
+c.reset(0)
+fresh = Collector("Pong", EnvConfig(num_envs=8))
+fresh.reset(0)
+a, b = c.step(np.ones(8, np.int64)), fresh.step(np.ones(8, np.int64))
+assert all(np.array_equal(x, y) for x, y in zip(a, b))
+print("usable", flush=True)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout) == (0, "usable\n"), done.stderr
+
+
+@native
+@pytest.mark.parametrize(
+    ("config", "gray"),
+    [
+        (EnvConfig(num_envs=2, frame_skip=1, frame_cap=150), False),
+        (EnvConfig(num_envs=2, frame_skip=5, full_action_space=True), True),
+        (EnvConfig(num_envs=2, sticky=0.6, full_action_space=True, num_threads=2), False),
+    ],
+    ids=["skip 1", "skip 5, gray, full", "full, sticky 0.6"],
+)
+@pytest.mark.parametrize("game", ["Breakout", "MsPacman"])
+def test_what_is_restored_goes_on_as_saved_at_other_settings(game: str, config: EnvConfig, gray: bool) -> None:
+    ours, other = (Collector(game, config, gray=gray) for _ in range(2))
+    ours.reset(3)
+    other.reset(4)
+    actions_TN = random_actions(200, 2, ours.num_actions)
+    play(ours, actions_TN[:61])
+    other.load_state_dict(ours.state_dict())
+    assert np.array_equal(other.obs_NYXP, ours.obs_NYXP)
+    assert_same(play(other, actions_TN[61:]), play(ours, actions_TN[61:]))
+
+
+@native
+def test_the_sources_are_of_the_ale_that_is_installed() -> None:
     module = extension()
     assert module is not None
     assert module.ale_version == ale_py.__version__

@@ -1,12 +1,15 @@
 """The adapter for gymnasium: its spaces, ends and seeds, and gymnasium's own wrappers and checks on it."""
 
+import weakref
+
 import gymnasium
 import numpy as np
 import pytest
+from gymnasium.error import ClosedEnvironmentError
 from gymnasium.utils.env_checker import data_equivalence
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from storm_fast.collect import GymCollector, extension
+from storm_fast.collect import Collector, GymCollector, extension
 from storm_fast.collect.games import make
 from storm_fast.config import EnvConfig
 
@@ -115,3 +118,29 @@ def test_bad_calls_raise(call: object, wanted: str) -> None:
     vector.reset(seed=0)
     with pytest.raises(ValueError, match=wanted):
         call(vector)  # type: ignore[operator]
+
+
+def test_closing_ends_the_games_and_their_threads_and_stepping_afterwards_raises() -> None:
+    vector = envs(num_threads=2)
+    vector.reset(seed=0)
+    games = weakref.ref(vector.unwrapped.collector)  # type: ignore[attr-defined]
+    vector.close()
+    vector.close()
+    assert games() is None
+    for call in (lambda: vector.step(np.zeros(3, np.int64)), lambda: vector.reset(seed=0)):
+        with pytest.raises(ClosedEnvironmentError, match="this one was closed"):
+            call()
+
+
+@pytest.mark.parametrize(("size", "gray"), [((84, 84), True), ((64, 64), True), ((100, 80), False)])
+def test_size_and_gray_go_through_to_the_spaces_and_the_collector(size: tuple[int, int], gray: bool) -> None:
+    vector = envs(num_envs=2, size=size, gray=gray)
+    obs_NYXP, _ = vector.reset(seed=[7, 8])
+    assert obs_NYXP.shape == (2, *size, 1 if gray else 3)
+    assert obs_NYXP in vector.observation_space
+    direct = Collector("Breakout", EnvConfig(num_envs=2), size=size, gray=gray)
+    assert np.array_equal(obs_NYXP, direct.reset_seeds([7, 8]))
+    for _ in range(30):
+        actions = vector.action_space.sample()
+        assert np.array_equal(vector.step(actions)[0], direct.step(actions).obs_NYXP)
+    assert len(np.unique(direct.obs_NYXP)) > 3

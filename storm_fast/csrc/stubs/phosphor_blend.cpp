@@ -1,5 +1,5 @@
-// ALE's phosphor blending, without what it prepares: 33 million colour distances at each loading of a ROM, 85 ms, for
-// "color_averaging", which is off here as it is in gymnasium's pipeline.
+// ALE's phosphor blending, without what it prepares: 33 million colour distances at each loading of a ROM, 85
+// ms, for "color_averaging", which is off here as it is in gymnasium's pipeline.
 #include "ale/environment/phosphor_blend.hpp"
 
 #include <stdexcept>
