@@ -76,7 +76,7 @@ def test_an_imported_run_imagines_what_the_released_code_did(tmp_path: Path, mon
     world_model, agent = networks_of(convert(command(tmp_path, *released())))
     monkeypatch.setattr(check.Golden, "world_model", lambda _: world_model)
     monkeypatch.setattr(check.Golden, "agent", lambda _: agent)
-    lines = list(check.check_imagination(check.Golden(PREFIX)))
+    lines = list(check.check_imagination(check.Golden(PREFIX, check.DEFINITIONS)))
     assert {line.name.removesuffix("_strided") for line in lines} >= {"im_out_hidden", "im_out_action", "im_out_reward"}
     assert [line for line in lines if not line.passed] == []
 

@@ -25,7 +25,6 @@ def test_every_recorded_quantity_is_reproduced(definitions: list[check.Line]) ->
 @pytest.mark.parametrize(
     "options",
     [
-        "--layout channels_last",
         pytest.param("--device cuda", marks=pytest.mark.gpu),
         pytest.param("--device cuda --layout channels_last", marks=pytest.mark.gpu),
         pytest.param("--device cuda --kernels triton --layout channels_last", marks=pytest.mark.gpu),
