@@ -20,9 +20,11 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from bench.ablations import multiplied
 from bench.forms import DEVICE, IS_GPU
 from storm_fast.config import preset
 from storm_fast.kernels import attention, backend, categorical, frames, lambda_return, norm, reconstruction, twohot
+from storm_fast.kernels.norm import reference as norm_reference
 from storm_fast.precision import choose
 
 _FREE = {"empty", "empty_like", "new_empty", "detach", "_unsafe_view", "set_", "alias"}
@@ -185,9 +187,11 @@ def phases() -> dict[str, dict[str, int]]:
     for phase in forms["eager"].calls:
         for name, form in forms.items():
             call = form.calls[phase]
-            with backend.using("reference"):
-                call()  # the first makes an optimiser's moments
-            found.setdefault(phase, {})[name] = count(call, "triton" if name == "kernels" else "reference")
+            # As on a GPU: autocast's dtypes there, and one-hot products in full (a gather would read what no kernel wrote).
+            with multiplied(), mock.patch.object(norm_reference, "NARROWED", ("cuda", "cpu")):
+                with backend.using("reference"):
+                    call()  # the first makes an optimiser's moments
+                found.setdefault(phase, {})[name] = count(call, "triton" if name == "kernels" else "reference")
     return found
 
 
