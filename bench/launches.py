@@ -187,7 +187,7 @@ def phases() -> dict[str, dict[str, int]]:
     for phase in forms["eager"].calls:
         for name, form in forms.items():
             call = form.calls[phase]
-            # As on a GPU: autocast's dtypes there, and one-hot products in full (a gather would read what no kernel wrote).
+            # As on a GPU: autocast's dtypes there, and one-hot products in full (a gather reads what no kernel wrote).
             with multiplied(), mock.patch.object(norm_reference, "NARROWED", ("cuda", "cpu")):
                 with backend.using("reference"):
                     call()  # the first makes an optimiser's moments
