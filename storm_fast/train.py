@@ -10,7 +10,8 @@ Each turn of the loop plays one step of every environment and then learns from t
     agent    learn.py        one update of actor and critic (agent.py)
 
 phases.py has these as calls, which capture.py makes CUDA graphs under --compile and clock.py times; checkpoint.py names
-the parts. config.py holds every number, run.py the folder that is left behind.
+the parts. config.py holds every number, run.py the folder that is left behind, which evaluate.py scores and report.py
+shows; sweep.py does all of it for several games and seeds.
 """
 
 import argparse

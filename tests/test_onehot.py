@@ -68,3 +68,9 @@ def test_in_float32_and_where_the_input_learns_it_is_the_plain_layer() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         (grad_NF,) = torch.autograd.grad(layer(x_NF).float().sum(), x_NF)
     torch.testing.assert_close(grad_NF, layer.weight.sum(0).expand_as(x_NF), rtol=0.02, atol=0.02)
+
+
+def test_more_classes_than_bf16_can_number_are_multiplied() -> None:
+    layer, x_NF = case(5, 2, 300, 3, 0)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(layer(x_NF), nn.functional.linear(x_NF, layer.weight))
