@@ -1,22 +1,25 @@
 """What each of a CPU's fast paths brings: a training step at full size with one of them taken away at a time.
 
-`python -m bench.ablations [ROUNDS]` prints a Markdown table: medians of milliseconds, all variants in turn within a
-round. `--compile`'s own subject, CUDA graphs, is bench_step.py's.
+`python -m bench.ablations [ROUNDS]` prints a Markdown table: medians of milliseconds, and of what a step takes over the
+whole set's step of the same round. The two run in turn, each in a process of its own. `--compile`'s own subject, CUDA
+graphs, is bench_step.py's.
 """
 
 import statistics
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 from unittest import mock
 
 import torch
 from torch import Tensor, nn
 
+from bench.apart import Apart, Calls
 from bench.ours import Ours
+from storm_fast import build
 from storm_fast.config import preset
 from storm_fast.onehot import OneHotLinear
 from storm_fast.precision import choose
@@ -93,8 +96,14 @@ def contiguous() -> AbstractContextManager[Any]:
     return mock.patch.object(WorldModel, "use_channels_last", return_value=None)
 
 
+def unkept() -> AbstractContextManager[Any]:
+    """The C library's own way with memory: large tensors are mapped anew each time."""
+    return mock.patch.object(build, "keep_pages")
+
+
+ALL, WARMUP = "all of them", 3
 VARIANTS: dict[str, tuple[str, Callable[[], AbstractContextManager[Any]]]] = {
-    "all of them": ("auto", nullcontext),
+    ALL: ("auto", nullcontext),
     "without bf16": ("fp32", nullcontext),
     "without channels_last": ("auto", contiguous),
     "normalisation not folded": ("auto", unfolded),
@@ -102,34 +111,50 @@ VARIANTS: dict[str, tuple[str, Callable[[], AbstractContextManager[Any]]]] = {
     "contexts step by step": ("auto", stepwise),
     "heads at each step": ("auto", heads_each_step),
     "one-hot products in full": ("auto", multiplied),
+    "pages not kept": ("auto", unkept),
 }
 
 
-def main(rounds: int) -> None:
-    """Measure and print."""
+def calls_of(name: str) -> Calls:
+    """The phases of a variant, for a process that runs nothing else."""
+    precision, without = VARIANTS[name]
     config = replace(preset("storm"), loop=replace(preset("storm").loop, capacity=2000))
-    made = {}
-    for name, (precision, without) in VARIANTS.items():
+    with without():
+        ours = Ours(config, choose("cpu", precision))  # type: ignore[arg-type]
+
+    def run(phase: str) -> None:
         with without():
-            made[name] = Ours(config, choose("cpu", precision))  # type: ignore[arg-type]
-            for phase in PHASES:
-                made[name].calls[phase]()
-    took_ms: dict[str, list[list[float]]] = {name: [] for name in VARIANTS}
-    for _ in range(rounds):
-        for name, (_, without) in VARIANTS.items():
-            with without():
-                took_ms[name].append([_ms(made[name].calls[phase]) for phase in PHASES])
-    sys.stdout.write(f"| | {' | '.join(PHASES)} | together |\n|---|{'---|' * 4}\n")
-    for name, rows in took_ms.items():
-        medians = [statistics.median(column) for column in zip(*rows, strict=True)]
-        figures = [*medians, sum(medians)]
-        sys.stdout.write(f"| {name} | {' | '.join(f'{figure:,.0f}' for figure in figures)} |\n")
+            ours.calls[phase]()
+
+    return {phase: partial(run, phase) for phase in PHASES}
 
 
-def _ms(call: Callable[[], None]) -> float:
-    start_s = time.perf_counter()
-    call()
-    return 1e3 * (time.perf_counter() - start_s)
+def main(rounds: int) -> None:
+    """Measure and print; two processes at a time, for memory."""
+    whole = Apart(calls_of, ALL, warmup=WARMUP)
+    of_whole: list[list[float]] = []
+    sys.stdout.write(f"| | {' | '.join(PHASES)} | together | over {ALL} |\n|---|{'---|' * 5}\n")
+    for name in (name for name in VARIANTS if name != ALL):
+        variant = Apart(calls_of, name, warmup=WARMUP)
+        of_variant, ratios = [], []
+        for _ in range(rounds):
+            of_whole.append(_round_ms(whole))
+            of_variant.append(_round_ms(variant))
+            ratios.append(sum(of_variant[-1]) / sum(of_whole[-1]))
+        variant.close()
+        sys.stdout.write(_row(name, of_variant, f"{statistics.median(ratios):.2f}"))
+    whole.close()
+    sys.stdout.write(_row(ALL, of_whole, "1"))
+
+
+def _round_ms(of: Apart) -> list[float]:
+    return [1e3 * of.timed(phase)[0] for phase in PHASES]
+
+
+def _row(name: str, rounds_ms: list[list[float]], ratio: str) -> str:
+    medians = [*(statistics.median(of_phase) for of_phase in zip(*rounds_ms, strict=True))]
+    medians.append(statistics.median(map(sum, rounds_ms)))
+    return f"| {name} | {' | '.join(f'{ms:,.0f}' for ms in medians)} | {ratio} |\n"
 
 
 if __name__ == "__main__":

@@ -10,17 +10,17 @@ names that -k selects; tables say what they are (LABELS):
                 --compile, which is ours there: bf16 in channels_last where the processor has it
     released    the authors' code, in bf16 as released; released_fp32 without its autocast (CPU)
 
-All forms take their steps in turn within a round. On a GPU the phases are timed between waits for the device, and
-`whole` is a run of steps without any, a second long or more. The roof of a phase is what work.py counts. Before
-anything is timed, each form of ours makes two small steps from the same weights and draws, whose losses and gradients
-are to be the reference's; of the released code the golden tests hold the equality.
+All forms take their steps in turn within a round, on a CPU each in a process of its own (apart.py). On a GPU the phases
+are timed between waits for the device, and `whole` is a run of steps without any, a second long or more. The roof of a
+phase is what work.py counts. Before anything is timed, each form of ours makes two small steps from the same weights
+and draws, whose losses and gradients are to be the reference's; of the released code the golden tests hold the
+equality.
 """
 
 import math
 import time
-from collections.abc import Iterable
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,7 +28,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench import footprint, machine
+from bench import machine
+from bench.apart import Apart, Calls, Here
 from bench.conftest import Show
 from bench.forms import IS_GPU, in_forms
 from bench.harness import Rounds, quartiles
@@ -62,6 +63,8 @@ FORMS = tuple(LABELS)
 OURS = tuple(form for form in FORMS if not form.startswith("released"))  # the last is what training runs
 PARTIAL = ("compiled",) if IS_GPU else ()
 PARTLY = "imagination has a graph for each position of its cache, which torch.compile would make one by one"
+PLACE: type[Here | Apart] = Here if IS_GPU else Apart
+WARMUP = 2 if IS_GPU else 3  # steps: a GPU's first compiles and captures; on a CPU the heap grows until the third
 FREE_STEPS, WINDOW_S = 10, 1.0  # steps of a round of `whole` on a GPU, and seconds: the more of both
 COMPARED = ("model/total", "model/reward", "model/kl", "agent/value", "agent/entropy")
 AGREEMENT = 0.02
@@ -89,6 +92,20 @@ def ours_in(form: str, config: Config) -> Ours:
             for part in [module] if module is not agent else agent.children():
                 part.compile(dynamic=False)
     return ours
+
+
+def calls_of(form: str) -> Calls:
+    """The phases of a form, made ready to run in this process."""
+    if form.startswith("released"):
+        dtype = torch.float32 if form == "released_fp32" else torch.bfloat16
+        return Released(precision_of(form).device, ACTIONS, dtype).calls
+    ours = ours_in(form, config_of(form))
+
+    def run(phase: str) -> None:
+        with backend.using(ours.backend):
+            ours.calls[phase]()
+
+    return {phase: partial(run, phase) for phase in ours.calls}
 
 
 def phases_of(form: str) -> tuple[str, ...]:
@@ -206,52 +223,40 @@ class Step:
             for form in random.permutation(sorted(forms)).tolist():
                 if i < rounds[form]:
                     self._round(form, forms[form])
-        for form, made in forms.items() if IS_GPU else ():
-            self._run(made, phases_of(form) * FREE_STEPS)
-            machine.sample()  # while the device works
-            wait()
-            if "whole" in phases_of(form):
-                whole.beside[form]["idle_share"] = self._idle_share(form, made)
+        for form, made in forms.items():
+            if isinstance(made, Here) and IS_GPU:
+                made.run([phase for phase in phases_of(form) if phase != "whole"] * FREE_STEPS)
+                machine.sample()  # while the device works
+                wait()
+                if "whole" in phases_of(form):
+                    whole.beside[form]["idle_share"] = self._idle_share(form, made)
+            made.close()
 
-    def _started(self, form: str) -> Any:
-        """Build a form and run it for one round, which compiles, captures and allocates."""
-        before_mb = footprint.before_mb()
-        if form.startswith("released"):
-            dtype = torch.float32 if form == "released_fp32" else torch.bfloat16
-            made: Any = Released(precision_of(form).device, ACTIONS, dtype)
-        else:
-            made = ours_in(form, config_of(form))
-        self._run(made, PHASES)
-        self._run(made, PHASES if IS_GPU else ())
-        wait()
-        self.found["whole"].beside[form]["peak_mb"] = footprint.added_mb(before_mb)
+    def _started(self, form: str) -> Here | Apart:
+        """Build a form and run it for some steps, in which it compiles, captures and allocates."""
+        made = PLACE(calls_of, form, warmup=WARMUP)
+        self.found["whole"].beside[form]["peak_mb"] = made.added_mb
         return made
 
-    def _round(self, form: str, made: Any) -> None:
-        took, host = {}, {}
-        for phase in (phase for phase in phases_of(form) if phase != "whole"):
-            wait()
-            start_s = time.perf_counter()
-            self._run(made, [phase])
-            host[phase] = time.perf_counter() - start_s
-            wait()
-            took[phase] = time.perf_counter() - start_s
+    def _round(self, form: str, made: Here | Apart) -> None:
+        timed = {phase: made.timed(phase) for phase in PHASES if phase in phases_of(form)}
+        took, host = ({phase: seconds[i] for phase, seconds in timed.items()} for i in range(2))
         if "whole" in phases_of(form):
             took["whole"], host["whole"] = sum(took.values()), sum(host.values())
-            if IS_GPU:
+            if isinstance(made, Here) and IS_GPU:
                 took["whole"] = self._free(form, made, took["whole"])
         for phase, s in took.items():
             self.found[phase].seconds.setdefault(form, []).append(s)
             if IS_GPU:  # of the last round: what the host is kept from, until a phase's launches have left it
                 self.found[phase].beside[form]["host_ms"] = 1e3 * host[phase]
 
-    def _free(self, form: str, made: Any, apart_s: float) -> float:
+    def _free(self, form: str, made: Here, apart_s: float) -> float:
         """Seconds of a step among steps without a wait, as many as the counter of energy needs."""
         beside = self.found["whole"].beside[form]
         beside["phases_apart_ms"] = 1e3 * apart_s
         steps = max(FREE_STEPS, math.ceil(WINDOW_S / apart_s))
         start_j, start_s = machine.joules(), time.perf_counter()
-        self._run(made, PHASES * steps)
+        made.run(PHASES * steps)
         wait()
         free_s = (time.perf_counter() - start_s) / steps
         used_j = (machine.joules() - start_j) / steps
@@ -259,17 +264,10 @@ class Step:
             beside["joules"] = used_j
         return free_s
 
-    @staticmethod
-    def _run(made: Any, phases: Iterable[str]) -> None:
-        with backend.using(getattr(made, "backend", "auto")):
-            for phase in phases:
-                if phase != "whole":
-                    made.calls[phase]()
-
-    def _idle_share(self, form: str, made: Any) -> float:
+    def _idle_share(self, form: str, made: Here) -> float:
         """How much of a step the device does nothing: what its kernels take, over what a free step takes."""
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-            self._run(made, PHASES)
+            made.run(PHASES)
             wait()
         kernels = [e for e in profile.key_averages() if e.device_type == torch.autograd.DeviceType.CUDA]
         busy_s = sum(event.self_device_time_total for event in kernels if not event.is_user_annotation) / 1e6

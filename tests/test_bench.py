@@ -20,6 +20,7 @@ import pytest
 import torch
 
 from bench import (
+    apart,
     bench_collect,
     bench_step,
     climb,
@@ -398,6 +399,7 @@ def test_a_sleep_in_the_model_update_that_all_forms_share_is_reported(monkeypatc
     monkeypatch.setattr(bench_step, "preset", lambda _: small)
     monkeypatch.setattr(bench_step, "fault", lambda _: None)
     monkeypatch.setattr(bench_step, "why_absent", lambda: "not here")
+    monkeypatch.setattr(bench_step, "PLACE", apart.Here)  # in another process nothing would be patched
     ceilings = Ceilings(1e10, 1e11, 1e11, 1e-6, 1e-6)
 
     def shares() -> dict[str, dict[str, Any]]:
@@ -645,6 +647,38 @@ def test_memory_is_read_along_a_training_run() -> None:
     held = memory.held_mb(small_config(), turns=4, every=2)
     assert len(held) == 2
     assert all(0 < mb < 1e5 for mb in held)
+
+
+def calls_to_time(error: str) -> apart.Calls:
+    """Calls for another process: one that sleeps, one that raises, one that ends the process; 40 MB are made for it."""
+    if error:
+        raise ValueError(error)
+    torch.ones(10**7)
+
+    def raises() -> None:
+        raise KeyError("b")
+
+    return {"sleeps": lambda: time.sleep(0.2), "raises": raises, "ends": lambda: os._exit(3)}
+
+
+def test_a_form_apart_is_timed_by_its_own_clock() -> None:
+    made = apart.Apart(calls_to_time, "", warmup=0)
+    assert 35 < made.added_mb < 200
+    assert all(took_s >= 0.2 for took_s in made.timed("sleeps"))
+    made.close()
+
+
+@pytest.mark.parametrize(("name", "error"), [("raises", "KeyError: 'b'"), ("ends", "exit code 3")])
+def test_a_call_that_fails_apart_says_why(name: str, error: str) -> None:
+    made = apart.Apart(calls_to_time, "", warmup=0)
+    with pytest.raises(RuntimeError, match=error):
+        made.timed(name)
+    made.close()
+
+
+def test_a_form_that_cannot_be_made_apart_says_why() -> None:
+    with pytest.raises(RuntimeError, match="ValueError: no such form"):
+        apart.Apart(calls_to_time, "no such form", warmup=0)
 
 
 @pytest.mark.parametrize("name", ["model", "agent"])
