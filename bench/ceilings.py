@@ -43,7 +43,8 @@ def _product_flops_per_s(device: torch.device, dtype: torch.dtype) -> float:
     size = 8192 if device.type == "cuda" else 1024
     # Random numbers: products of zeros draw less power and so run faster.
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    tf32, torch.backends.cuda.matmul.allow_tf32 = torch.backends.cuda.matmul.allow_tf32, True
+    matmul = torch.backends.cuda.matmul
+    before, matmul.fp32_precision = matmul.fp32_precision, "tf32"
     try:
         best_s = _best_s(lambda: a @ b, 10 if IS_GPU else 100)
         for _ in range(20 if IS_GPU else 0):  # so many that the device is at work when it is asked
@@ -51,7 +52,7 @@ def _product_flops_per_s(device: torch.device, dtype: torch.dtype) -> float:
         machine.sample()
         return 2 * size**3 / best_s
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = tf32
+        matmul.fp32_precision = before
 
 
 def measure(device: torch.device) -> Ceilings:

@@ -23,8 +23,8 @@ import numpy as np
 import torch
 
 _SETTINGS = (  # train.py 216, 217; seed_np_torch in utils.py
-    (torch.backends.cuda.matmul, "allow_tf32", True),
-    (torch.backends.cudnn, "allow_tf32", True),
+    (torch.backends.cuda.matmul, "fp32_precision", "tf32"),  # its allow_tf32, whose getter refuses settings as ours
+    (torch.backends.cudnn.conv, "fp32_precision", "tf32"),  # type: ignore[attr-defined]  # made at run time
     (torch.backends.cudnn, "deterministic", True),
     (torch.backends.cudnn, "benchmark", False),
 )

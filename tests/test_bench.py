@@ -694,22 +694,28 @@ def test_gradients_that_are_missing_make_a_step_wrong(name: str, monkeypatch: py
 
 
 def test_the_released_code_runs_under_its_own_settings_and_ours_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    conv = cudnn.conv  # type: ignore[attr-defined]  # made at run time
+    monkeypatch.setattr(cudnn, "benchmark", True)
+    before = matmul.fp32_precision, conv.fp32_precision
     seen = []
 
     @released.as_it_runs()
     def call() -> None:
-        seen.append((torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.deterministic))
-        seen.append((torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark))
+        seen.append((matmul.fp32_precision, conv.fp32_precision, cudnn.deterministic, cudnn.benchmark))
         raise ValueError
 
-    for _ in range(2):
-        with pytest.raises(ValueError, match=r"^$"):
-            call()
-    assert seen == 2 * [(True, True), (True, False)]
-    assert not torch.backends.cuda.matmul.allow_tf32
-    assert torch.backends.cudnn.benchmark
-    assert not torch.backends.cudnn.deterministic
+    try:
+        matmul.fp32_precision = conv.fp32_precision = "ieee"  # as --precision fp32 on a GPU
+        for _ in range(2):
+            with pytest.raises(ValueError, match=r"^$"):
+                call()
+        assert (matmul.fp32_precision, conv.fp32_precision) == ("ieee", "ieee")
+    finally:
+        matmul.fp32_precision, conv.fp32_precision = before
+    assert seen == 2 * [("tf32", "tf32", True, False)]
+    assert cudnn.benchmark
+    assert not cudnn.deterministic
 
 
 def test_pictures_are_drawn(tmp_path: Path) -> None:
