@@ -37,6 +37,9 @@ class Agent(nn.Module):
         self.return_high: Tensor
         self.register_buffer("return_low", torch.zeros(()))
         self.register_buffer("return_high", torch.zeros(()))
+        if config.critic_warmup > 0:
+            self.updates: Tensor  # losses taken so far; a buffer, since a captured update counts as well
+            self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
 
     def act(self, state_NF: Tensor, u_N: Tensor) -> Tensor:
         """Draw action_N, int64, from the policy by inverse CDF with uniforms u."""
@@ -49,7 +52,7 @@ class Agent(nn.Module):
     def loss(self, trajectory: Trajectory) -> tuple[Tensor, dict[str, Tensor]]:
         """The joint loss of actor and critic (STORM eqs. 7a and 7b) and its parts, 0-d float32.
 
-        Updates the moving percentiles of the return, before they are used.
+        Updates the moving percentiles of the return, before they are used, and counts the updates of a critic_warmup.
         """
         c = self.config
         state_BTF, action_BT1 = trajectory.state_BSF[:, :-1], trajectory.action_BT[..., None]
@@ -73,7 +76,12 @@ class Agent(nn.Module):
         entropy = (weight_BT * entropy_BT).mean()
         value = (weight_BT * self._critic_error(value_logits_BSV[:, :-1], return_BT)).mean()
         slow = (weight_BT * self._critic_error(value_logits_BSV[:, :-1], slow_target_BT)).mean()
-        total = policy + value + c.slow_weight * slow - c.entropy * entropy
+        actor = policy - c.entropy * entropy
+        if c.critic_warmup > 0:
+            # The actor's gradient is then exactly 0, and so is Adam's step.
+            actor = actor * (self.updates >= c.critic_warmup)
+            self.updates += 1
+        total = actor + value + c.slow_weight * slow
         metrics = {
             "policy": policy,
             "value": value,

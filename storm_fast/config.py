@@ -182,15 +182,19 @@ class AgentConfig:
     """`hard`: an end is predicted when its logit is positive, and later steps still count (released);
     `weighted`: the end is a probability and each step counts by the discounted chance of being reached (DV3)"""
     agent_lr: float = 3e-5
-    """learning rate of Adam, eps 1e-5 (Table 10; eps: released). DEVIATION in `tiny`: 1e-3, it has minutes"""
+    """learning rate of Adam, eps 1e-5 (Table 10; eps: released). DEVIATION in `tiny`: 3e-4, it has minutes"""
     agent_clip: float = 100.0
     """largest joint global norm of the gradients of actor and critic (Table 10)"""
     agent_start: int = 0
     """world-model updates that go before the one with the agent's first (released: 0). DEVIATION in `tiny`:
     1,200, imagination in an untrained model teaches nothing"""
+    critic_warmup: int = 0
+    """agent updates in which the critic learns alone, before the actor's first (released: 0). DEVIATION in `tiny`: 50,
+    or the policy settles on any action before the critic knows anything"""
 
     def __post_init__(self) -> None:
         _want(self.agent_width >= 1, "--agent-width of at least 1", self.agent_width)
+        _want(self.critic_warmup >= 0, "--critic-warmup of at least 0", self.critic_warmup)
         for name in ("gamma", "lam", "slow_decay", "return_decay"):
             _want(0 <= getattr(self, name) <= 1, f"--{name.replace('_', '-')} in [0, 1]", getattr(self, name))
         _want(0 < self.agent_lr < math.inf, "a positive --agent-lr", self.agent_lr)
@@ -345,8 +349,8 @@ def _tiny() -> Config:
             model_lr=1e-3,
         ),
         imagine=ImagineConfig(imagine_batch=96, imagine_demonstration_batch=0, context=4, context_source="model_batch"),
-        agent=AgentConfig(agent_width=128, agent_lr=1e-3, entropy=1e-4, agent_start=1200),
-        loop=LoopConfig(model_every=3, agent_every=12, acting_context=4, acting_latent="posterior"),
+        agent=AgentConfig(agent_width=128, agent_lr=3e-4, entropy=1e-4, agent_start=1200, critic_warmup=50),
+        loop=LoopConfig(model_every=3, agent_every=6, acting_context=4, acting_latent="posterior"),
     )
 
 

@@ -42,6 +42,7 @@ SMALL = {
     "horizon": 4,
     "agent-width": 16,
     "agent-start": 2,
+    "critic-warmup": 2,
     "warmup": 32,
     "capacity": 1000,
     "model-every": 2,
@@ -72,7 +73,7 @@ def small_config(game: str = "Breakout", steps: int = 96) -> Config:
         env=EnvConfig(num_envs=2, frame_cap=40, collector=EXACT),
         model=replace(tiny.model, width=16, heads=2, latents=4, classes=4, stem_channels=2, bins=15, length=8),
         imagine=replace(tiny.imagine, imagine_batch=8, horizon=4),
-        agent=replace(tiny.agent, agent_width=16, agent_start=2),
+        agent=replace(tiny.agent, agent_width=16, agent_start=2, critic_warmup=2),
         loop=replace(tiny.loop, warmup=32, capacity=1000, model_every=2, agent_every=2),
     )
 

@@ -99,6 +99,23 @@ def test_policy_gradient_raises_the_chance_of_what_was_good() -> None:
     assert agent.actor(t.state_BSF[:, 0]).softmax(-1)[:, 2].mean() > before
 
 
+def test_the_critic_goes_ahead_of_the_actor() -> None:
+    agent, plain = networks.agent(critic_warmup=2), networks.agent()
+    adam = torch.optim.Adam(agent.parameters(), lr=1e-2)
+    for update in range(4):
+        before = copy.deepcopy(agent.state_dict())
+        adam.zero_grad(set_to_none=False)
+        agent.loss(trajectory())[0].backward()
+        adam.step()
+        moved = {name.split(".")[0] for name, x in agent.state_dict().items() if not torch.equal(x, before[name])}
+        assert ("actor" in moved) == (update >= 2)
+        assert "critic" in moved
+    assert agent.updates == 4
+    # Once the actor learns, the loss is that of an agent without a warm-up.
+    plain.load_state_dict({name: x for name, x in agent.state_dict().items() if name != "updates"})
+    torch.testing.assert_close(agent.loss(trajectory())[0], plain.loss(trajectory())[0], rtol=0, atol=0)
+
+
 def test_moving_percentiles_start_at_zero_and_move_by_a_hundredth() -> None:
     agent = networks.agent()
     _, first = agent.loss(trajectory())

@@ -72,6 +72,7 @@ def demonstration(**changes: Any) -> dict[str, Any]:
         ({"num-envs": 0}, ["want --num-envs of at least 1; got 0"]),
         ({"heads": 3}, ["want --width divisible by --heads; got (16, 3)"]),
         ({"heads": 0}, ["--heads"]),
+        ({"critic-warmup": -1}, ["want --critic-warmup of at least 0; got -1"]),
         ({"steps": 0}, ["want --steps of at least 1; got 0"]),
         ({"steps": "many"}, ["--steps", "many"]),
         ({"warmup": 14}, ["want --warmup of at least 8 steps per environment", "got 14 over 2"]),

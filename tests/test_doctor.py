@@ -18,8 +18,8 @@ MS = {"play": 8.0, "model": 30.0, "imagine": 10.0, "agent": 2.0}
 
 def test_the_estimate_counts_each_phase_as_often_as_the_loop_runs_it() -> None:
     assert doctor.estimate_s(preset("storm"), MS) == pytest.approx(102_000 * 0.050)
-    tiny = replace(preset("tiny"), steps=1000)  # four games, a model update each 3 steps, an agent update each 12
-    assert doctor.estimate_s(tiny, MS) == pytest.approx(1000 * (8 / 4 + 30 / 3 + 12 / 12) / 1e3)
+    tiny = replace(preset("tiny"), steps=1000)  # four games, a model update each 3 steps, an agent update each 6
+    assert doctor.estimate_s(tiny, MS) == pytest.approx(1000 * (8 / 4 + 30 / 3 + 12 / 6) / 1e3)
 
 
 @pytest.mark.parametrize(
