@@ -104,7 +104,7 @@ def unkept() -> AbstractContextManager[Any]:
 ALL, WARMUP = "all of them", 3
 VARIANTS: dict[str, tuple[str, Callable[[], AbstractContextManager[Any]]]] = {
     ALL: ("auto", nullcontext),
-    "without bf16": ("fp32", nullcontext),
+    "float32, which has neither channels_last nor gathers": ("fp32", nullcontext),
     "without channels_last": ("auto", contiguous),
     "normalisation not folded": ("auto", unfolded),
     "no cache of keys and values": ("auto", uncached),

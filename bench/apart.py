@@ -1,7 +1,8 @@
 """Where a form runs and is timed: within this process, or in one of its own, whose heap nothing else has cut up.
 
 A step at full size makes tensors of up to half a gigabyte. Forms that share a process leave the memory they free in
-pieces too small for each other's, so that pages are mapped anew in every turn (bench/LOG.md).
+pieces too small for each other's, so that pages are mapped anew in every turn (bench/LOG.md). And what a form tells its
+process, ours to keep its pages (storm_fast/allocator.py), is told to no other form.
 """
 
 import multiprocessing

@@ -79,8 +79,16 @@ def captured(call: Form, sets: Sets) -> tuple[torch.cuda.CUDAGraph, list[Any]]:
             call(*inputs)
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        out = [call(*inputs) for inputs in sets]
+    try:
+        with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph):
+            out = [call(*inputs) for inputs in sets]
+    except Exception:
+        # A capture that fails leaves its stream the current one, which the outer block mends, and torch's generator
+        # in the belief that it is captured, so that every later draw would raise: the end of a capture takes that back.
+        spare = torch.empty(1, device="cuda")
+        with torch.cuda.graph(torch.cuda.CUDAGraph()):
+            spare.zero_()
+        raise
     return graph, out
 
 

@@ -99,8 +99,8 @@ class Agent(nn.Module):
     @torch.no_grad()
     def update_slow_critic(self) -> None:
         """Move the slow critic towards the critic; call after each optimiser step (STORM eq. 10)."""
-        for slow, fast in zip(self.slow_critic.parameters(), self.critic.parameters(), strict=True):
-            slow.lerp_(fast, 1 - self.config.slow_decay)
+        slow, fast = (tuple(critic.parameters()) for critic in (self.slow_critic, self.critic))
+        torch._foreach_lerp_(slow, fast, 1 - self.config.slow_decay)  # one launch, as in torch's own optimisers
 
     def _return(self, trajectory: Trajectory, value_BS: Tensor) -> Tensor:
         c = self.config

@@ -41,8 +41,9 @@ class _Gathered(torch.autograd.Function):
         Z = G * C
         # The classes, read off by a product that is exact: one term of at most 255 a group, and zeros.
         class_MG = x_MF[:, :Z].unflatten(1, (G, C)) @ torch.arange(C, device=x_MF.device).to(torch.bfloat16)
-        row_MG = class_MG.long() + C * torch.arange(G, device=x_MF.device)
+        row_MG = class_MG.nan_to_num().long() + C * torch.arange(G, device=x_MF.device)
         y_MD = nn.functional.embedding_bag(row_MG, weight_FD[:Z], mode="sum")
+        y_MD += (class_MG - class_MG).sum(1, keepdim=True)  # NaN where a latent is, as of the product
         if x_MF.shape[1] > Z:
             y_MD.addmm_(x_MF[:, Z:], weight_FD[Z:])
         ctx.save_for_backward(x_MF, weight_DF)

@@ -160,5 +160,5 @@ class Phases:
 
 def _host_memory(N: int, dtype: torch.dtype, pinned: bool) -> tuple[Tensor, npt.NDArray[Any]]:
     """N numbers as a tensor and as an array of the same memory."""
-    host_N = torch.zeros(N, dtype=dtype, pin_memory=pinned)
+    host_N = torch.zeros(N, dtype=dtype, device="cpu", pin_memory=pinned)
     return host_N, host_N.numpy()

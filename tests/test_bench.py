@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ import pytest
 import torch
 
 from bench import (
+    ablations,
     apart,
     bench_collect,
     bench_step,
@@ -30,6 +32,7 @@ from bench import (
     ladders,
     machine,
     memory,
+    ours,
     readme,
     released,
     report,
@@ -44,6 +47,7 @@ from bench.harness import Rounds, Subject, interleave, measure, operation_forms
 from storm_fast import learn
 from storm_fast.collect import extension
 from storm_fast.kernels.cost import Cost
+from storm_fast.precision import choose
 from tests.small import small_config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -56,6 +60,7 @@ import torch
 from bench.forms import in_forms
 from bench.harness import Subject
 from storm_fast.kernels.cost import Cost
+from storm_fast.precision import choose
 
 def right(x):
     time.sleep(0.01 + float(os.environ.get("PLANTED_SLEEP", 0)))
@@ -78,6 +83,7 @@ import pytest, torch
 from bench.forms import in_forms
 from bench.harness import Subject
 from storm_fast.kernels.cost import Cost
+from storm_fast.precision import choose
 
 torch.compile = lambda call, dynamic: call
 FORMS = {"reference": lambda x: x * 2, "compiled": lambda x: x + x}
@@ -418,6 +424,24 @@ def test_a_sleep_in_the_model_update_that_all_forms_share_is_reported(monkeypatc
     assert {line.split(":")[0] for line in verdict.worse} >= {"model", "whole"}
 
 
+def test_a_form_that_fails_while_it_is_timed_has_failed_and_has_no_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_step, "preset", lambda _: replace(small_config(), device="auto", precision="auto"))
+    monkeypatch.setattr(bench_step, "fault", lambda _: None)
+    monkeypatch.setattr(bench_step, "why_absent", lambda: "not here")
+    monkeypatch.setattr(bench_step, "PLACE", apart.Here)
+    timed, turns = apart.Here.timed, itertools.count()
+
+    def failing(self: apart.Here, name: str) -> tuple[float, float]:
+        if next(turns) == 7:  # in the second round
+            raise MemoryError(name)
+        return timed(self, name)
+
+    monkeypatch.setattr(apart.Here, "timed", failing)
+    found = bench_step.Step(quick=True).found
+    assert found["whole"].failed == {bench_step.OURS[-1]: "MemoryError: model"}
+    assert not any(rounds.seconds for rounds in found.values())
+
+
 class FakeNvml:
     """An NVML of one GPU, slowed by heat and by its power limit."""
 
@@ -649,6 +673,20 @@ def test_memory_is_read_along_a_training_run() -> None:
     assert all(0 < mb < 1e5 for mb in held)
 
 
+@pytest.mark.usefixtures("on_a_cpu")
+@pytest.mark.parametrize("name", ablations.VARIANTS)
+def test_what_an_ablation_takes_away_changes_no_result(name: str) -> None:
+    def losses(without: Callable[[], Any]) -> dict[str, float]:
+        with without():
+            run = ours.Ours(small_config(), choose("cpu", "fp32"))
+            for phase in ("model", *ablations.PHASES):
+                run.calls[phase]()
+        return run.t.means.pop()
+
+    _, without = ablations.VARIANTS[name]
+    assert losses(without) == pytest.approx(losses(nullcontext), rel=1e-3, abs=1e-6)
+
+
 def calls_to_time(error: str) -> apart.Calls:
     """Calls for another process: one that sleeps, one that raises, one that ends the process; 40 MB are made for it."""
     if error:
@@ -661,6 +699,13 @@ def calls_to_time(error: str) -> apart.Calls:
     return {"sleeps": lambda: time.sleep(0.2), "raises": raises, "ends": lambda: os._exit(3)}
 
 
+@pytest.fixture
+def apart_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other processes see no GPU."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+
+
+@pytest.mark.usefixtures("apart_on_a_cpu")
 def test_a_form_apart_is_timed_by_its_own_clock() -> None:
     made = apart.Apart(calls_to_time, "", warmup=0)
     assert 35 < made.added_mb < 200
@@ -668,6 +713,7 @@ def test_a_form_apart_is_timed_by_its_own_clock() -> None:
     made.close()
 
 
+@pytest.mark.usefixtures("apart_on_a_cpu")
 @pytest.mark.parametrize(("name", "error"), [("raises", "KeyError: 'b'"), ("ends", "exit code 3")])
 def test_a_call_that_fails_apart_says_why(name: str, error: str) -> None:
     made = apart.Apart(calls_to_time, "", warmup=0)
@@ -676,6 +722,7 @@ def test_a_call_that_fails_apart_says_why(name: str, error: str) -> None:
     made.close()
 
 
+@pytest.mark.usefixtures("apart_on_a_cpu")
 def test_a_form_that_cannot_be_made_apart_says_why() -> None:
     with pytest.raises(RuntimeError, match="ValueError: no such form"):
         apart.Apart(calls_to_time, "no such form", warmup=0)

@@ -48,6 +48,16 @@ def test_gathered_product_is_as_exact_as_the_plain_one(n: int, groups: int, clas
     assert (grad_DF - exact_DF).norm() <= 0.02 * exact_DF.norm()
 
 
+def test_a_latent_that_is_not_a_number_shows_in_its_row_alone() -> None:
+    layer, x_NF = case(3, 4, 8, 2, 0)
+    whole_ND, _ = run(layer, layer.weight, x_NF)
+    x_NF[1, 0, :8] = torch.nan
+    y_ND, _ = run(layer, layer.weight, x_NF)
+    assert y_ND[1, 0].isnan().all()
+    whole_ND[1, 0] = torch.nan
+    torch.testing.assert_close(y_ND, whole_ND, rtol=0, atol=0, equal_nan=True)
+
+
 def test_in_bf16_it_gathers_and_the_weights_gradient_is_the_plain_products(monkeypatch: pytest.MonkeyPatch) -> None:
     layer, x_NF = case(5, 4, 8, 3, 0)
     calls = []
