@@ -72,7 +72,11 @@ part() {
     suite) run suite "$python" -m pytest -m "not gpu" ;;
     sanitize) if [ -f tests/kernels/sanitize_gpu.sh ]; then run sanitize bash tests/kernels/sanitize_gpu.sh; fi ;;
     aot) run aot "$python" -m pytest tests/aot ;;
-    golden) run golden "$python" tests/golden/check.py tests/golden/released_code_small ;;
+    golden)
+      for form in "" "--kernels triton" "--kernels triton --layout channels_last"; do
+        # shellcheck disable=SC2086  # a form is several words
+        run golden "$python" tests/golden/check.py tests/golden/released_code_small --device cuda $form
+      done ;;
     step | scaling | collect) benchmark "$1" "bench/bench_$1.py" ;;
     kernels) benchmark kernels bench --ignore=bench/bench_step.py --ignore=bench/bench_scaling.py \
       --ignore=bench/bench_collect.py ;;

@@ -880,7 +880,9 @@ def test_the_check_on_a_gpu_runs_the_parts_that_are_named_and_merges_what_there_
     assert ran[1] == f"-m bench.report {out}/scaling.json --merge {results}/benchmarks.json"
     assert [line.split()[-1] for line in ran[2:4]] == ["tests/aot", f"--benchmark-json={out}/step.json"]
     assert ran[4] == f"-m bench.report {out}/step.json {out}/scaling.json --merge {results}/benchmarks.json"
-    assert ran[5].startswith("tests/golden/check.py")
+    assert all(line.startswith("tests/golden/check.py") for line in ran[5:])
+    forms = ["--device cuda", "--device cuda --kernels triton", "--device cuda --kernels triton --layout channels_last"]
+    assert [line.split(maxsplit=2)[2] for line in ran[5:]] == forms
     summary = [line.split()[:3] for line in (results / "checks.txt").read_text().splitlines()]
     assert ["aot", "exit", "1,"] in summary
     assert ["step", "exit", "0,"] in summary
