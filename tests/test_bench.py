@@ -432,7 +432,7 @@ def test_a_form_that_fails_while_it_is_timed_has_failed_and_has_no_times(monkeyp
     timed, turns = apart.Here.timed, itertools.count()
 
     def failing(self: apart.Here, name: str) -> tuple[float, float]:
-        if next(turns) == 7:  # in the second round
+        if next(turns) == 9:  # in the second round
             raise MemoryError(name)
         return timed(self, name)
 
