@@ -1,8 +1,7 @@
-"""Where a form runs and is timed: within this process, or in one of its own, whose heap nothing else has cut up.
+"""Where a form runs and is timed: within this process, or in one of its own.
 
-A step at full size makes tensors of up to half a gigabyte. Forms that share a process leave the memory they free in
-pieces too small for each other's, so that pages are mapped anew in every turn (bench/LOG.md). And what a form tells its
-process, ours to keep its pages (storm_fast/allocator.py), is told to no other form.
+In its own, what a form tells its process, ours to keep its pages (storm_fast/allocator.py), is told to no other form,
+and its heap and its peak are what a training run of it has. What that changes is in bench/LOG.md.
 """
 
 import multiprocessing
