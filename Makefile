@@ -24,9 +24,9 @@ test: $(VENV)/.installed-test
 
 bench: $(VENV)/.installed-bench
 	$(BIN)/python -m pytest bench/ --benchmark-only --store
-	$(BIN)/python -m bench.report --readme
+	$(BIN)/python -m bench.instrument.report --readme
 
-SOURCES := pyproject.toml CMakeLists.txt $(wildcard storm_fast/csrc/*.* storm_fast/csrc/*/*)
+SOURCES := pyproject.toml CMakeLists.txt $(wildcard storm_fast/envs/csrc/*.* storm_fast/envs/csrc/*/*)
 
 $(VENV)/.installed: $(SOURCES)
 	$(PYTHON) -m venv $(VENV)

@@ -17,14 +17,15 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from bench.apart import Apart, Calls
-from bench.ours import Ours
-from storm_fast import build
+from bench.instrument.apart import Apart, Calls
+from bench.instrument.ours import Ours
 from storm_fast.config import preset
-from storm_fast.onehot import OneHotLinear
-from storm_fast.precision import choose
-from storm_fast.transformer import KVCache, Transformer
-from storm_fast.world_model import Encoder, WorldModel
+from storm_fast.engine import build
+from storm_fast.engine.precision import choose
+from storm_fast.model.encoder import Encoder
+from storm_fast.model.onehot import OneHotLinear
+from storm_fast.model.transformer import KVCache, Transformer
+from storm_fast.model.world_model import WorldModel
 
 PHASES = ("model", "imagine", "agent")
 

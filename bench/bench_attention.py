@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention as fused
 
 from bench.conftest import Compare
-from bench.forms import DEVICE, OPERATION, in_forms
-from bench.harness import Subject, operation_forms
+from bench.instrument.forms import DEVICE, OPERATION, in_forms
+from bench.instrument.harness import Subject, operation_forms
 from storm_fast.kernels import attention
 from storm_fast.kernels.cost import Cost
 

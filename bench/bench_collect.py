@@ -20,13 +20,13 @@ from ale_py.vector_env import AtariVectorEnv
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 
 from bench.conftest import Show
-from bench.forms import in_forms
-from bench.harness import Rounds, interleave
-from storm_fast.collect import Collector, action_count, extension
-from storm_fast.collect.games import make, rom_name, rom_path
-from storm_fast.collect.gym import GymCollector
-from storm_fast.collect.native import cores
+from bench.instrument.forms import in_forms
+from bench.instrument.harness import Rounds, interleave
 from storm_fast.config import EnvConfig
+from storm_fast.envs import Collector, action_count, extension
+from storm_fast.envs.games import make, rom_name, rom_path
+from storm_fast.envs.gym import GymCollector
+from storm_fast.envs.native import cores
 
 try:
     import envpool

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from bench.conftest import Compare
-from bench.forms import DEVICE, IS_GPU, OPERATION, in_forms
-from bench.harness import Subject, operation_forms
+from bench.instrument.forms import DEVICE, IS_GPU, OPERATION, in_forms
+from bench.instrument.harness import Subject, operation_forms
 from storm_fast.kernels.conv_relu import conv_relu
 from storm_fast.kernels.cost import Cost
 

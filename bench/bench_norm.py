@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from bench.conftest import Compare
-from bench.forms import DEVICE, OPERATION, in_forms
-from bench.harness import Subject, operation_forms
+from bench.instrument.forms import DEVICE, OPERATION, in_forms
+from bench.instrument.harness import Subject, operation_forms
 from storm_fast.kernels import norm
 from storm_fast.kernels.cost import Cost
 

@@ -13,19 +13,19 @@ import numpy as np
 import pytest
 import torch
 
-from bench.climb import Rung, climb
 from bench.conftest import Show
-from bench.forms import DEVICE, IS_GPU
-from bench.harness import Rounds
-from bench.ours import Ours
-from bench.work import phase_costs
-from storm_fast.collect import Collector, extension
-from storm_fast.collect.native import cores
+from bench.instrument.climb import Rung, climb
+from bench.instrument.forms import DEVICE, IS_GPU
+from bench.instrument.harness import Rounds
+from bench.instrument.ours import Ours
+from bench.instrument.work import phase_costs
 from storm_fast.config import Config, EnvConfig, preset
+from storm_fast.data.replay import Replay
+from storm_fast.engine.precision import choose
+from storm_fast.envs import Collector, extension
+from storm_fast.envs.native import cores
 from storm_fast.kernels import backend
-from storm_fast.precision import choose
-from storm_fast.replay import Replay
-from storm_fast.world_model import FRAME
+from storm_fast.model.encoder import FRAME
 
 Ladder = Callable[..., None]
 

@@ -29,19 +29,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench import machine
-from bench.apart import Apart, Calls, Here
 from bench.conftest import Show
-from bench.forms import IS_GPU, in_forms
-from bench.harness import Rounds, quartiles
-from bench.ours import ACTIONS, Ours
-from bench.released import Released, why_absent
-from bench.timer import wait
-from bench.work import phase_costs
+from bench.instrument import machine
+from bench.instrument.apart import Apart, Calls, Here
+from bench.instrument.forms import IS_GPU, in_forms
+from bench.instrument.harness import Rounds, quartiles
+from bench.instrument.ours import ACTIONS, Ours
+from bench.instrument.released import Released, why_absent
+from bench.instrument.timer import wait
+from bench.instrument.work import phase_costs
 from storm_fast.config import Config, preset
+from storm_fast.engine.precision import Precision, choose
 from storm_fast.kernels import backend
 from storm_fast.kernels.cost import Cost
-from storm_fast.precision import Precision, choose
 
 PHASES = ("act", "append", "model", "imagine", "agent")
 LABELS = (

@@ -1,5 +1,5 @@
 """`pytest bench/ --benchmark-only`: one instrument of several files. `--quick` takes two minutes on two cores, and
-`--store` saves the run as the one of this device, from which bench.report makes tables.
+`--store` saves the run as the one of this device, from which bench.instrument.report makes tables.
 
 A case is an operation in one form, `bench_<operation>[<shape>-<form>]`; the forms of an operation are measured
 together (harness.py), and what pytest-benchmark is then given are those rounds, played back: its statistics, JSON and
@@ -17,12 +17,12 @@ from typing import Any
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from bench import guard, machine, table
-from bench.ceilings import Ceilings, measure
-from bench.forms import DEVICE, IS_GPU, skipped
-from bench.harness import Rounds, Subject, quartiles
-from bench.harness import measure as measure_subject
-from storm_fast.allocator import keep_pages
+from bench.instrument import guard, machine, table
+from bench.instrument.ceilings import Ceilings, measure
+from bench.instrument.forms import DEVICE, IS_GPU, skipped
+from bench.instrument.harness import Rounds, Subject, quartiles
+from bench.instrument.harness import measure as measure_subject
+from storm_fast.engine.allocator import keep_pages
 
 Compare = Callable[[str, str, Callable[[], Subject]], None]
 Show = Callable[[str, str, Rounds], None]

@@ -57,7 +57,7 @@ benchmark() {  # benchmark NAME PYTEST-ARGUMENTS...: and the report of all that 
     [ -s "$out/$other.json" ] && made+=("$out/$other.json")
   done
   if [ ${#made[@]} -gt 0 ]; then
-    run report "$python" -m bench.report "${made[@]}" --merge "$results/benchmarks.json"
+    run report "$python" -m bench.instrument.report "${made[@]}" --merge "$results/benchmarks.json"
   fi
 }
 

@@ -21,11 +21,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.ablations import multiplied
-from bench.forms import DEVICE, IS_GPU
+from bench.instrument.forms import DEVICE, IS_GPU
 from storm_fast.config import preset
+from storm_fast.engine.precision import choose
 from storm_fast.kernels import attention, backend, categorical, frames, lambda_return, norm, reconstruction, twohot
 from storm_fast.kernels.norm import reference as norm_reference
-from storm_fast.precision import choose
 
 _FREE = {"empty", "empty_like", "new_empty", "detach", "_unsafe_view", "set_", "alias"}
 
@@ -176,8 +176,8 @@ def tables() -> dict[str, tuple[int, int]]:
 
 def phases() -> dict[str, dict[str, int]]:
     """Launches of each phase by form."""
-    from bench.ours import ACTIONS, Ours
-    from bench.released import Released, why_absent
+    from bench.instrument.ours import ACTIONS, Ours
+    from bench.instrument.released import Released, why_absent
 
     config, precision = preset("storm"), choose(DEVICE.type, "bf16")
     config = replace(config, loop=replace(config.loop, capacity=2000))

@@ -11,12 +11,12 @@ from dataclasses import replace
 
 import torch
 
-from bench import footprint
-from storm_fast import build
-from storm_fast.checkpoint import new_training
+from bench.instrument import footprint
 from storm_fast.config import Config, preset
-from storm_fast.phases import Phases
-from storm_fast.precision import choose
+from storm_fast.engine import build
+from storm_fast.engine.phases import Phases
+from storm_fast.engine.precision import choose
+from storm_fast.engine.training import new_training
 
 TURNS, EVERY = 2000, 250
 

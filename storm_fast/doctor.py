@@ -10,14 +10,15 @@ from typing import Annotated
 import torch
 import tyro
 
-from storm_fast import build
-from storm_fast.checkpoint import new_training
-from storm_fast.collect import extension
 from storm_fast.config import Config, preset
+from storm_fast.console import say
+from storm_fast.engine import build
+from storm_fast.engine.phases import Phases
+from storm_fast.engine.precision import Precision, choose
+from storm_fast.engine.training import new_training
+from storm_fast.envs import extension
 from storm_fast.errors import InputError
-from storm_fast.phases import Phases
-from storm_fast.precision import Precision, choose
-from storm_fast.run import environment, say
+from storm_fast.runs.environment import environment
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ def inventory(config: Config, precision: Precision) -> dict[str, str]:
     triton = machine["packages"]["triton"]
     if triton == "not installed":
         triton += ": a GPU would run the PyTorch definitions (--kernels reference)"
-    native = "C++ (storm_fast._collector)"
+    native = "C++ (storm_fast.envs._collector)"
     return {
         "python": str(machine["python"]),
         "torch": f"{torch.__version__}, CUDA {torch.version.cuda or 'none'}",

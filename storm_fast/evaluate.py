@@ -17,15 +17,16 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from storm_fast import build, demo
-from storm_fast.collect import AnyCollector, open_collector
 from storm_fast.config import Config
+from storm_fast.console import say
+from storm_fast.engine import build, scripted
+from storm_fast.engine.precision import Precision, choose
+from storm_fast.engine.probe import reward_probe
+from storm_fast.envs import AnyCollector, open_collector
 from storm_fast.errors import InputError
-from storm_fast.policy import Policy
-from storm_fast.precision import Precision, choose
-from storm_fast.probe import reward_probe
-from storm_fast.run import Run, say
-from storm_fast.scores import human_normalised, published
+from storm_fast.model.policy import Policy
+from storm_fast.runs.run import Run
+from storm_fast.runs.scores import human_normalised, published
 
 PROBE_PROBABILITY = 0.9  # of the scripted action on the probe's rollout; demonstrations have 0.8
 
@@ -113,9 +114,9 @@ def evaluate(run: Run, step: int, command: Command) -> dict[str, Any]:
         "device": str(precision),
         "collector": collector.name,
     }
-    if config.game in demo.SCRIPTS:
+    if config.game in scripted.SCRIPTS:
         result |= _baselines(config, command.seed)
-        rollout = demo.record(config.game, config.env, command.seed + 2_000_000, PROBE_PROBABILITY)
+        rollout = scripted.record(config.game, config.env, command.seed + 2_000_000, PROBE_PROBABILITY)
         C, T = config.imagine.context, config.imagine.horizon
         probe = reward_probe(world_model, rollout, C, T, generator, precision)
         result["reward_probe"] = None if math.isnan(probe) else probe
@@ -126,9 +127,10 @@ def evaluate(run: Run, step: int, command: Command) -> dict[str, Any]:
 def _baselines(config: Config, seed: int) -> dict[str, float]:
     """What the scripted action alone earns, always taken: two episodes."""
     returns: list[npt.NDArray[np.float64]] = [
-        demo.record(config.game, config.env, seed + 3_000_000 + i, probability=1.0)["reward"].sum() for i in range(2)
+        scripted.record(config.game, config.env, seed + 3_000_000 + i, probability=1.0)["reward"].sum()
+        for i in range(2)
     ]
-    return {f"always_{demo.SCRIPTS[config.game].action.lower()}": float(np.mean(returns))}
+    return {f"always_{scripted.SCRIPTS[config.game].action.lower()}": float(np.mean(returns))}
 
 
 def _steps(run: Run, checkpoint: str) -> list[int]:

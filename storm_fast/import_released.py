@@ -14,12 +14,13 @@ import torch
 import tyro
 from torch import Tensor
 
-from storm_fast.build import load_weights, networks, weights
-from storm_fast.collect import action_count, check_game
 from storm_fast.config import Config
+from storm_fast.console import say
+from storm_fast.engine.build import load_weights, networks, weights
+from storm_fast.engine.precision import choose
+from storm_fast.envs import action_count, check_game
 from storm_fast.errors import InputError
-from storm_fast.precision import choose
-from storm_fast.run import Run, check_free, say
+from storm_fast.runs.run import Run, check_free
 
 _NORM = ("weight", "bias", "running_mean", "running_var")
 _PAIR = ("weight", "bias")

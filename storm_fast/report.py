@@ -19,9 +19,10 @@ from typing import Annotated, Any, NamedTuple
 import tyro
 
 from storm_fast.config import Config, flat, preset
+from storm_fast.console import say
 from storm_fast.errors import InputError
-from storm_fast.run import Run, say
-from storm_fast.scores import published
+from storm_fast.runs.run import Run
+from storm_fast.runs.scores import published
 
 SMOOTHED = 10
 """episodes whose mean the learning curve shows"""

@@ -18,10 +18,11 @@ from typing import Annotated, NamedTuple
 import tyro
 
 from storm_fast import report
-from storm_fast.collect import check_game
+from storm_fast.console import say
+from storm_fast.envs import check_game
 from storm_fast.errors import InputError
-from storm_fast.run import Run, say
-from storm_fast.scores import published
+from storm_fast.runs.run import Run
+from storm_fast.runs.scores import published
 
 _OURS = ("--game", "--seed", "--run-dir", "--resume", "--device")
 """Words of the trainer that the sweep says itself."""

@@ -31,17 +31,20 @@ import tyro
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from storm_fast import build, checkpoint, demo
-from storm_fast.checkpoint import Training, new_training
-from storm_fast.clock import PhaseClock
-from storm_fast.collect import Steps, action_count, check_game
 from storm_fast.config import PRESETS, Config, flat, preset
+from storm_fast.console import say
+from storm_fast.data import demonstration as demo
+from storm_fast.data.replay import Replay
+from storm_fast.engine import build, scripted
+from storm_fast.engine import training as checkpoint
+from storm_fast.engine.clock import PhaseClock
+from storm_fast.engine.phases import Phases
+from storm_fast.engine.precision import Precision, choose
+from storm_fast.engine.training import Training, new_training
+from storm_fast.envs import Steps, action_count, check_game
 from storm_fast.errors import InputError
-from storm_fast.phases import Phases
-from storm_fast.precision import Precision, choose
-from storm_fast.replay import Replay
-from storm_fast.run import Run, check_free, say
-from storm_fast.world_model import FRAME
+from storm_fast.model.encoder import FRAME
+from storm_fast.runs.run import Run, check_free
 
 RESUMABLE = frozenset({"collector", "num_threads"}) | frozenset(
     {"steps", "scored_step", "device", "precision", "kernels", "compile", "checkpoint_every", "log_every"}
@@ -204,13 +207,13 @@ def _demonstration(run: Run, resumed: bool) -> demo.Arrays | None:
     config = run.config
     wanted = config.demonstration
     if wanted == "auto":
-        wanted = "scripted" if config.game in demo.SCRIPTS else "none"
+        wanted = "scripted" if config.game in scripted.SCRIPTS else "none"
     if wanted == "none":
         return None
     num_actions = action_count(config.game, config.env.full_action_space)
     longest = max(config.model.length, config.imagine.context)
     if wanted == "scripted" and not resumed:
-        arrays = demo.record(config.game, config.env, config.seed, episodes=config.demonstration_episodes)
+        arrays = scripted.record(config.game, config.env, config.seed, episodes=config.demonstration_episodes)
         demo.check(arrays, "the scripted episode", num_actions, longest)
         return arrays
     path = run.path / "demonstration.npz" if resumed else Path(wanted)

@@ -6,10 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from storm_fast.agent import Agent
 from storm_fast.config import AgentConfig, ModelConfig
-from storm_fast.replay import Batch
-from storm_fast.world_model import FRAME, WorldModel
+from storm_fast.data.replay import Batch
+from storm_fast.model.agent import Agent
+from storm_fast.model.encoder import FRAME
+from storm_fast.model.world_model import WorldModel
 
 ACTIONS = 5
 SMALL = ModelConfig(

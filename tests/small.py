@@ -9,11 +9,11 @@ from typing import Any, Literal
 from safetensors.torch import load_file
 from torch import Tensor
 
-from storm_fast import build
-from storm_fast.collect import action_count, extension
 from storm_fast.config import Config, EnvConfig, preset
-from storm_fast.precision import choose
-from storm_fast.run import Run
+from storm_fast.engine import build
+from storm_fast.engine.precision import choose
+from storm_fast.envs import action_count, extension
+from storm_fast.runs.run import Run
 
 EXACT: Literal["native", "gym"] = "gym" if extension() is None else "native"
 """The fastest collector here that can be restored exactly."""

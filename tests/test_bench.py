@@ -39,15 +39,15 @@ from bench import (
     table,
     timer,
 )
-from bench import saved as saved_runs
-from bench.ceilings import Ceilings
 from bench.conftest import case_info
-from bench.correct import difference
-from bench.harness import Rounds, Subject, interleave, measure, operation_forms
-from storm_fast import learn
-from storm_fast.collect import extension
+from bench.instrument import saved as saved_runs
+from bench.instrument.ceilings import Ceilings
+from bench.instrument.correct import difference
+from bench.instrument.harness import Rounds, Subject, interleave, measure, operation_forms
+from storm_fast.engine import learn
+from storm_fast.engine.precision import choose
+from storm_fast.envs import extension
 from storm_fast.kernels.cost import Cost
-from storm_fast.precision import choose
 from tests.small import small_config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -57,8 +57,8 @@ needs_collector = pytest.mark.skipif(extension() is None, reason="the C++ collec
 PLANTED = """
 import os, time
 import torch
-from bench.forms import in_forms
-from bench.harness import Subject
+from bench.instrument.forms import in_forms
+from bench.instrument.harness import Subject
 from storm_fast.kernels.cost import Cost
 
 def right(x):
@@ -79,8 +79,8 @@ def bench_planted(compare, form):
 """
 SHAPES = """
 import pytest, torch
-from bench.forms import in_forms
-from bench.harness import Subject
+from bench.instrument.forms import in_forms
+from bench.instrument.harness import Subject
 from storm_fast.kernels.cost import Cost
 
 torch.compile = lambda call, dynamic: call
@@ -93,7 +93,7 @@ def bench_shapes(compare, n, form):
 """
 COLLECTOR_PLANT = """
 import os, time
-from storm_fast.collect import Collector
+from storm_fast.envs import Collector
 
 step = Collector.step
 
@@ -875,9 +875,9 @@ def test_the_check_on_a_gpu_runs_the_parts_that_are_named_and_merges_what_there_
     ran = (tmp_path / "results" / "ran").read_text().splitlines()
     out, results = tmp_path / "out", tmp_path / "results"
     assert ran[0] == f"-m pytest bench/bench_scaling.py --benchmark-only --benchmark-json={out}/scaling.json"
-    assert ran[1] == f"-m bench.report {out}/scaling.json --merge {results}/benchmarks.json"
+    assert ran[1] == f"-m bench.instrument.report {out}/scaling.json --merge {results}/benchmarks.json"
     assert [line.split()[-1] for line in ran[2:4]] == ["tests/aot", f"--benchmark-json={out}/step.json"]
-    assert ran[4] == f"-m bench.report {out}/step.json {out}/scaling.json --merge {results}/benchmarks.json"
+    assert ran[4] == f"-m bench.instrument.report {out}/step.json {out}/scaling.json --merge {results}/benchmarks.json"
     assert all(line.startswith("tests/golden/check.py") for line in ran[5:])
     forms = ["--device cuda", "--device cuda --kernels triton", "--device cuda --kernels triton --layout channels_last"]
     assert [line.split(maxsplit=2)[2] for line in ran[5:]] == forms

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from storm_fast.config import preset
-from storm_fast.run import Run
+from storm_fast.runs.run import Run
 from storm_fast.train import main, parse, train
 from tests.small import flags, flip, rows, small_config, tree, weights
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from storm_fast import doctor
-from storm_fast.collect import extension
 from storm_fast.config import Config, preset
-from storm_fast.precision import choose
+from storm_fast.engine.precision import choose
+from storm_fast.envs import extension
 from tests.small import small_config
 
 MS = {"play": 8.0, "model": 30.0, "imagine": 10.0, "agent": 2.0}
@@ -46,7 +46,7 @@ def test_the_report_names_what_there_is_and_what_to_run(
         assert name in report
     assert report.count("estimate") == 2
     assert "9,000 steps of Freeway, preset tiny" in report
-    assert ("C++ (storm_fast._collector)" in report) == (extension() is not None)
+    assert ("C++ (storm_fast.envs._collector)" in report) == (extension() is not None)
     assert advice in report
 
 

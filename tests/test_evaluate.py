@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch import Tensor
 
-from storm_fast import build
-from storm_fast.collect import Steps, action_count, extension, games
+from storm_fast.engine import build
+from storm_fast.engine.precision import choose
+from storm_fast.engine.probe import auc, reward_probe
+from storm_fast.envs import Steps, action_count, extension, games
 from storm_fast.evaluate import Command, evaluate, main, play
-from storm_fast.precision import choose
-from storm_fast.probe import auc, reward_probe
-from storm_fast.run import Run
-from storm_fast.scores import published
+from storm_fast.runs.run import Run
+from storm_fast.runs.scores import published
 from tests.small import flip, small_config, tree, untrained_run
 
 FAST = ["--episodes", "2", "--num-envs", "2", "--device", "cpu", "--precision", "fp32"]
@@ -292,10 +292,10 @@ def test_the_probe_scores_each_window_against_its_own_rewards(monkeypatch: pytes
         assert windows.reward_BT.shape[1] == C + T
         return (windows.reward_BT[:, shown:] > 0).sum(1).double().numpy()
 
-    monkeypatch.setattr("storm_fast.probe.imagined_reward", seer)
+    monkeypatch.setattr("storm_fast.engine.probe.imagined_reward", seer)
     arguments = (rollout(40), C, T, torch.Generator(), precision)
     assert reward_probe(world_model, *arguments, batch=7) == 1.0
-    monkeypatch.setattr("storm_fast.probe.imagined_reward", lambda *a: -seer(*a))
+    monkeypatch.setattr("storm_fast.engine.probe.imagined_reward", lambda *a: -seer(*a))
     assert reward_probe(world_model, *arguments, batch=7) == 0.0
 
 

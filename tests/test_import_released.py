@@ -11,14 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from storm_fast import build
-from storm_fast.agent import Agent
+from storm_fast.engine import build
+from storm_fast.engine.precision import choose
 from storm_fast.errors import InputError
 from storm_fast.evaluate import main as evaluate_main
 from storm_fast.import_released import Command, agent_names, convert, renamed, world_model_names
-from storm_fast.precision import choose
-from storm_fast.run import Run
-from storm_fast.world_model import WorldModel
+from storm_fast.model.agent import Agent
+from storm_fast.model.world_model import WorldModel
+from storm_fast.runs.run import Run
 from tests.golden import check
 from tests.small import tree
 

@@ -8,7 +8,7 @@ import pytest
 
 from storm_fast import report
 from storm_fast.report import main, page, read
-from storm_fast.run import Run
+from storm_fast.runs.run import Run
 from tests.small import small_config
 
 

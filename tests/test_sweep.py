@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from storm_fast import sweep
-from storm_fast.run import Run
+from storm_fast.runs.run import Run
 from storm_fast.sweep import main
 from tests.small import small_config, untrained_run
 

@@ -23,17 +23,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from storm_fast import build
-from storm_fast.agent import Agent, Trajectory
 from storm_fast.config import AgentConfig, Config, ModelConfig
-from storm_fast.imagine import Context, Uniforms, rollout
+from storm_fast.data.replay import Batch
+from storm_fast.engine import build
+from storm_fast.engine.optimizer import Optimizer
+from storm_fast.engine.precision import Precision
 from storm_fast.import_released import agent_names, renamed, world_model_names
 from storm_fast.kernels import backend, categorical, twohot
 from storm_fast.kernels.lambda_return import lambda_return
-from storm_fast.optimizer import Optimizer
-from storm_fast.precision import Precision
-from storm_fast.replay import Batch
-from storm_fast.world_model import WorldModel
+from storm_fast.model.agent import Agent, Trajectory
+from storm_fast.model.imagine import Context, Uniforms, rollout
+from storm_fast.model.world_model import WorldModel
 
 ARRAY = (1e-4, 1e-5)  # tolerance: |difference| <= first * |recorded| + second
 LOSS = (1e-4, 1e-7)

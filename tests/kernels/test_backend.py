@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from storm_fast import build
+from storm_fast.engine import build
+from storm_fast.engine.precision import choose
 from storm_fast.kernels import backend, categorical
 from storm_fast.kernels.backend import using
 from storm_fast.kernels.categorical import reference
-from storm_fast.precision import choose
 from tests.kernels.harness import DEVICE
 from tests.small import small_config
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from storm_fast.agent import Trajectory
-from storm_fast.capture import Watch
-from storm_fast.imagine import Context, Uniforms, rollout
+from storm_fast.data.replay import Batch
+from storm_fast.engine.capture import Watch
 from storm_fast.kernels.backend import using
 from storm_fast.kernels.norm import reference
-from storm_fast.replay import Batch
+from storm_fast.model.agent import Trajectory
+from storm_fast.model.imagine import Context, Uniforms, rollout
 from tests import networks
 from tests.kernels.harness import DEVICE, rand
 

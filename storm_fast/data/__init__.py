@@ -1,0 +1,1 @@
+"""What is learned from: the replay and the demonstration beside it."""

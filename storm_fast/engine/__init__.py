@@ -1,0 +1,1 @@
+"""How a training step is run, eager or captured, and the moving parts it runs on."""

@@ -1,0 +1,126 @@
+"""One update of the world model, one of the agent, and where imagination starts; each a function of its inputs."""
+
+import torch
+from torch import Tensor
+
+from storm_fast.config import ImagineConfig
+from storm_fast.data.replay import Batch, Replay, concat
+from storm_fast.engine.optimizer import Optimizer
+from storm_fast.engine.precision import Precision
+from storm_fast.model.agent import Agent, Trajectory
+from storm_fast.model.imagine import Context, draw_uniforms, rollout
+from storm_fast.model.world_model import WorldModel
+
+Metrics = dict[str, Tensor]
+
+
+def sample(
+    replay: Replay,
+    demonstration: Replay | None,
+    B: int,
+    B_demonstration: int,
+    T: int,
+    generator: torch.Generator,
+) -> Batch:
+    """B windows of T steps from the replay and, where there is a demonstration, further ones from it."""
+    batches = [replay.sample(B, T, generator)]
+    if demonstration is not None and B_demonstration > 0:
+        batches.append(demonstration.sample(B_demonstration, T, generator))
+    return concat(batches)
+
+
+def update_world_model(
+    world_model: WorldModel,
+    optimizer: Optimizer,
+    batch: Batch,
+    generator: torch.Generator,
+    precision: Precision,
+) -> tuple[Metrics, Context]:
+    """One optimiser step on a batch (STORM eq. 3).
+
+    Returns:
+        The losses as 0-d tensors, and the batch's sampled latents and actions.
+    """
+    world_model.train()
+    c = world_model.config
+    u_2BTG = torch.rand(2, *batch.action_BT.shape, c.latents, generator=generator, device=precision.device)
+    with precision.autocast():
+        predicted = world_model(batch.obs_BTYXP, batch.action_BT, u_2BTG[0], u_2BTG[1])
+        loss, metrics = world_model.loss(batch, predicted)
+    optimizer.backward(loss)
+    metrics["gradient_norm"] = optimizer.step()
+    return metrics, Context(predicted.z_BTZ.detach(), batch.action_BT)
+
+
+@torch.no_grad()
+def draw_context(
+    world_model: WorldModel,
+    replay: Replay,
+    demonstration: Replay | None,
+    B: int,
+    B_demonstration: int,
+    C: int,
+    generator: torch.Generator,
+    precision: Precision,
+) -> Context:
+    """`encode_context` of what `sample` would draw; the frames go straight from the replay to the encoder."""
+    drawn = [replay.windows(B, C, generator)]
+    if demonstration is not None and B_demonstration > 0:
+        drawn.append(demonstration.windows(B_demonstration, C, generator))
+    action_BC = _joined([windows.action_BT for windows in drawn])
+    world_model.eval()
+    u_BCG = torch.rand(*action_BC.shape, world_model.config.latents, generator=generator, device=precision.device)
+    with precision.autocast():
+        images = [world_model.images(windows.frames_MYXP, windows.index_N) for windows in drawn]
+        return Context(world_model.encode_images(_joined(images), u_BCG), action_BC)
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """One tensor of all, without a copy where there is one."""
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+
+@torch.no_grad()
+def encode_context(world_model: WorldModel, batch: Batch, generator: torch.Generator, precision: Precision) -> Context:
+    """Latents of real steps, sampled from the posterior with the running statistics."""
+    world_model.eval()
+    G = world_model.config.latents
+    u_BCG = torch.rand(*batch.action_BT.shape, G, generator=generator, device=precision.device)
+    with precision.autocast():
+        return Context(world_model.encode(batch.obs_BTYXP, u_BCG), batch.action_BT)
+
+
+def cut_context(whole: Context, B: int, C: int, generator: torch.Generator) -> Context:
+    """B windows of C steps, uniform over the sequences and starts of `whole`."""
+    N, T = whole.action_BC.shape
+    device = whole.action_BC.device
+    row_B = torch.randint(N, (B,), generator=generator, device=device)
+    start_B = torch.randint(T - C + 1, (B,), generator=generator, device=device)
+    index_BC = start_B[:, None] + torch.arange(C, device=device)
+    return Context(whole.z_BCZ[row_B[:, None], index_BC], whole.action_BC[row_B[:, None], index_BC])
+
+
+def imagine(
+    world_model: WorldModel,
+    agent: Agent,
+    context: Context,
+    config: ImagineConfig,
+    generator: torch.Generator,
+    precision: Precision,
+) -> Trajectory:
+    """Roll the policy out in the world model from each context."""
+    world_model.eval()
+    B, G = context.action_BC.shape[0], world_model.config.latents
+    u = draw_uniforms(B, config.horizon, G, generator, precision.device)
+    with precision.autocast():
+        return rollout(world_model, agent, context, u)
+
+
+def update_agent(agent: Agent, optimizer: Optimizer, trajectory: Trajectory, precision: Precision) -> Metrics:
+    """One optimiser step of actor and critic (STORM eqs. 7a, 7b), then one of the slow critic (eq. 10)."""
+    with precision.autocast():
+        loss, metrics = agent.loss(trajectory)
+    optimizer.backward(loss)
+    metrics["gradient_norm"] = optimizer.step()
+    agent.update_slow_critic()
+    return metrics

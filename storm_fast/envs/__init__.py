@@ -1,0 +1,46 @@
+"""Playing Atari: N games side by side behind one small interface (interface.py).
+
+`GymCollector` is the definition of the environment and the slow twin; `Collector`, in C++, equals it bit by bit;
+`AleVectorCollector` serves where the C++ was not built.
+"""
+
+from collections.abc import Callable
+
+from storm_fast.config import EnvConfig
+from storm_fast.envs.ale_vector import AleVectorCollector
+from storm_fast.envs.games import action_count, check_game, env_seed, games
+from storm_fast.envs.gym import GymCollector
+from storm_fast.envs.interface import AnyCollector, Steps
+from storm_fast.envs.native import Collector, extension
+
+__all__ = [
+    "AleVectorCollector",
+    "AnyCollector",
+    "Collector",
+    "GymCollector",
+    "Steps",
+    "action_count",
+    "check_game",
+    "env_seed",
+    "extension",
+    "games",
+    "open_collector",
+]
+
+_KINDS: dict[str, Callable[[str, EnvConfig], AnyCollector]] = {
+    "native": Collector,
+    "ale_vector": AleVectorCollector,
+    "gym": GymCollector,
+}
+
+
+def open_collector(game: str, config: EnvConfig) -> AnyCollector:
+    """The collector that `config.collector` names; `auto`: the C++ one where it was built, else ale_py's.
+
+    Raises:
+        InputError: for a game that ALE does not know, or a collector that is not there.
+    """
+    kind = config.collector
+    if kind == "auto":
+        kind = "ale_vector" if extension() is None else "native"
+    return _KINDS[kind](game, config)

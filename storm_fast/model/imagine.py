@@ -1,0 +1,83 @@
+"""Imagination: the agent acts in the world model's dream (STORM sec. 3.2). No gradient flows here."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from storm_fast.model.agent import Agent, Trajectory
+from storm_fast.model.world_model import WorldModel
+
+
+class Context(NamedTuple):
+    """The real steps an imagined trajectory starts from."""
+
+    z_BCZ: Tensor  # sampled posterior latents
+    action_BC: Tensor
+
+
+class Uniforms(NamedTuple):
+    """Every uniform draw of one rollout, float32 in [0, 1); time comes first, so that a step's draws are dense."""
+
+    start_BG: Tensor
+    action_TB: Tensor
+    prior_TBG: Tensor
+
+
+def draw_uniforms(B: int, T: int, G: int, generator: torch.Generator, device: torch.device) -> Uniforms:
+    """All draws of a rollout of T steps in one call of the generator."""
+    u_BN = torch.rand(B, G + T + T * G, generator=generator, device=device)
+    start_BG, action_BT, prior_BN = u_BN.split([G, T, T * G], dim=1)
+    # Three copies here; strided views would cost a kernel's launcher one copy for each draw of each step.
+    prior_TBG = prior_BN.unflatten(1, (T, G)).transpose(0, 1).contiguous()
+    return Uniforms(start_BG.contiguous(), action_BT.T.contiguous(), prior_TBG)
+
+
+def agent_state(world_model: WorldModel, agent: Agent, z_NZ: Tensor, h_ND: Tensor) -> Tensor:
+    """What the agent sees, state_NF: [z, h] (STORM eq. 6) or what an ablation puts in its place (fig. 4)."""
+    match agent.config.agent_state:
+        case "latent+hidden":
+            return torch.cat([z_NZ, h_ND.to(z_NZ.dtype)], dim=-1)
+        case "latent":
+            return z_NZ
+        case "hidden":
+            return h_ND
+        case "reconstruction":
+            return world_model.decode(z_NZ).flatten(1)
+
+
+@torch.no_grad()
+def rollout(world_model: WorldModel, agent: Agent, context: Context, u: Uniforms) -> Trajectory:
+    """Imagine T steps from each context.
+
+    The context is read in one causal pass that fills the cache of keys and values; each imagined step then adds
+    one place to it. Both modules are to be in evaluation mode: running statistics, no dropout.
+
+    Args:
+        world_model: predicts latent, reward and end.
+        agent: chooses the actions.
+        context: where to start.
+        u: the draws; their shape gives T.
+
+    Returns:
+        Trajectory of T + 1 states and T actions, rewards and ends.
+    """
+    C, T = context.action_BC.shape[1], u.action_TB.shape[0]
+    cache = world_model.transformer.new_cache(context.action_BC.shape[0], C + T)
+    h_BD = world_model.transformer.prefill(context.z_BCZ, context.action_BC, cache)[:, -1]
+    z_BZ = world_model.predict(h_BD, u.start_BG)
+    states, actions, features = [agent_state(world_model, agent, z_BZ, h_BD)], [], []
+    for t in range(T):
+        actions.append(agent.act(states[-1], u.action_TB[t]))
+        h_BD = world_model.transformer.step(z_BZ, actions[-1], cache, C + t)
+        features.append(world_model.features(z_BZ, h_BD))
+        z_BZ = world_model.predict(h_BD, u.prior_TBG[t])
+        states.append(agent_state(world_model, agent, z_BZ, h_BD))
+    # Nothing that is imagined depends on reward or end: both heads run once, over all steps.
+    features_BTF = torch.stack(features, 1)
+    return Trajectory(
+        torch.stack(states, 1),
+        torch.stack(actions, 1),
+        world_model.reward(features_BTF),
+        agent.end(world_model.end_logit(features_BTF)),
+    )

@@ -1,0 +1,186 @@
+"""The world model: frames to categorical latents and back, and what follows from them (STORM sec. 3.1)."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from storm_fast.config import ModelConfig
+from storm_fast.data.replay import Batch
+from storm_fast.kernels import categorical, frames, reconstruction, twohot
+from storm_fast.model.decoder import Decoder
+from storm_fast.model.encoder import FRAME, GRID, Encoder
+from storm_fast.model.mlp import mlp
+from storm_fast.model.transformer import Transformer
+
+
+class Predictions(NamedTuple):
+    """All that one pass over a batch yields; what the losses are made of."""
+
+    embedding_BTE: Tensor
+    post_logits_BTGC: Tensor  # before softmax and unimix, as are the prior's
+    z_BTZ: Tensor
+    image_BTPYX: Tensor
+    h_BTD: Tensor
+    prior_logits_BTGC: Tensor
+    reward_logits_BTV: Tensor
+    end_logit_BT: Tensor
+
+
+class WorldModel(nn.Module):
+    """Encoder, decoder, sequence model and heads. Parameters are float32; autocast decides the products."""
+
+    def __init__(self, config: ModelConfig, num_actions: int) -> None:
+        super().__init__()
+        self.config = config
+        Z = config.latents * config.classes
+        self.encoder = Encoder(config.stem_channels)
+        self.posterior = nn.Linear(8 * config.stem_channels * GRID * GRID, Z)
+        self.posterior_norm = nn.BatchNorm1d(Z, affine=False) if config.posterior_norm else None
+        self.transformer = Transformer(config, num_actions)
+        self.prior = nn.Linear(config.width, Z)
+        self.decoder = Decoder(Z, config.stem_channels)
+        features = config.width if config.predictor_input == "hidden" else Z
+        self.reward_head = mlp(features, config.width, config.bins)
+        self.end_head = mlp(features, config.width, 1)
+        if config.center_frames:
+            self.mean_frame: Tensor
+            self.register_buffer("mean_frame", torch.zeros(FRAME))
+        self.layout = torch.contiguous_format
+        if config.zero_outputs:
+            with torch.no_grad():
+                for last in (self.decoder.last, self.reward_head[-1]):
+                    for parameter in last.parameters():
+                        parameter.zero_()
+
+    def forward(
+        self, obs_BTYXP: Tensor, action_BT: Tensor, u_BTG: Tensor, u_prior_BTG: Tensor | None = None
+    ) -> Predictions:
+        """Encode, sample, reconstruct and predict every step of a batch.
+
+        Args:
+            obs_BTYXP: uint8 frames.
+            action_BT: the action taken on seeing each frame.
+            u_BTG: uniform draws for the posterior.
+            u_prior_BTG: uniform draws for the prior, needed where `decoder_input` is "prior".
+        """
+        B, T = action_BT.shape
+        embedding_NE = self.encoder(self.images(obs_BTYXP.flatten(0, 1)))
+        post_logits_BTGC = self._posterior_logits(embedding_NE).unflatten(0, (B, T))
+        z_BTZ = categorical.sample(post_logits_BTGC, u_BTG, self.config.unimix).flatten(2)
+        h_BTD = self.transformer(z_BTZ, action_BT)
+        prior_logits_BTGC = self._prior_logits(h_BTD)
+        decoded_BTZ = z_BTZ
+        if self.config.decoder_input == "prior":
+            if u_prior_BTG is None:
+                raise ValueError("want u_prior_BTG where decoder_input is 'prior'; got None")
+            guess_BTZ = categorical.sample(prior_logits_BTGC, u_prior_BTG, self.config.unimix).flatten(2)
+            # The first step has no past to be predicted from; the loss leaves it out.
+            decoded_BTZ = torch.cat([z_BTZ[:, :1], guess_BTZ[:, :-1]], dim=1)
+        features_BTF = self.features(z_BTZ, h_BTD)
+        return Predictions(
+            embedding_NE.unflatten(0, (B, T)),
+            post_logits_BTGC,
+            z_BTZ,
+            self.decode(decoded_BTZ.flatten(0, 1)).unflatten(0, (B, T)),
+            h_BTD,
+            prior_logits_BTGC,
+            self.reward_head(features_BTF),
+            self.end_head(features_BTF).squeeze(-1),
+        )
+
+    def loss(self, batch: Batch, predicted: Predictions) -> tuple[Tensor, dict[str, Tensor]]:
+        """The world model's loss (STORM eq. 3) and its parts, averaged over batch and time, all 0-d float32."""
+        c = self.config
+        squared_BT = reconstruction.squared_error(predicted.image_BTPYX, batch.obs_BTYXP)
+        if c.decoder_input == "prior":
+            squared_BT = squared_BT[:, 1:]
+        end_BT = batch.end_BT.float()
+        dynamics, representation, kl = categorical.kl_losses(
+            predicted.post_logits_BTGC[:, 1:],
+            predicted.prior_logits_BTGC[:, :-1],
+            c.unimix,
+            c.free_nats,
+            c.free_nats_per,
+        )
+        parts = {
+            "reconstruction": squared_BT.mean(),
+            "reward": twohot.loss(predicted.reward_logits_BTV, batch.reward_BT).mean(),
+            "end": nn.functional.binary_cross_entropy_with_logits(predicted.end_logit_BT.float(), end_BT),
+            "dynamics": dynamics,
+            "representation": representation,
+        }
+        total = (
+            c.reconstruction_weight * parts["reconstruction"]
+            + c.reward_weight * parts["reward"]
+            + parts["end"]
+            + c.dynamics_weight * dynamics
+            + c.representation_weight * representation
+        )
+        return total, {k: v.detach() for k, v in parts.items()} | {"kl": kl, "total": total.detach()}
+
+    def encode(self, obs_BTYXP: Tensor, u_BTG: Tensor) -> Tensor:
+        """Sampled latents z_BTZ of uint8 frames, with the running statistics (evaluation mode, no gradient)."""
+        return self.encode_images(self.images(obs_BTYXP.flatten(0, 1)), u_BTG)
+
+    def encode_images(self, image_NPYX: Tensor, u_BTG: Tensor) -> Tensor:
+        """As `encode`, of what `images` gave."""
+        logits_NGC = self._posterior_logits(self.encoder.folded(image_NPYX))
+        z_NGC = categorical.sample(logits_NGC, u_BTG.flatten(0, 1), self.config.unimix)
+        z_BTZ: Tensor = z_NGC.flatten(1).unflatten(0, u_BTG.shape[:2])
+        return z_BTZ
+
+    def decode(self, z_NZ: Tensor) -> Tensor:
+        """Frames image_NPYX on the scale where the observation is [0, 1], unbounded."""
+        image_NPYX: Tensor = self.decoder(z_NZ, self.layout)
+        if self.config.center_frames:
+            image_NPYX = image_NPYX + self.mean_frame.permute(2, 0, 1)
+        return image_NPYX
+
+    def predict(self, h_ND: Tensor, u_NG: Tensor) -> Tensor:
+        """Sample the next latent z_NZ from the prior that follows hidden state h."""
+        return categorical.sample(self._prior_logits(h_ND), u_NG, self.config.unimix).flatten(-2)
+
+    def features(self, z_NZ: Tensor, h_ND: Tensor) -> Tensor:
+        """What reward and end are read from, of the step whose latent is z and whose hidden state is h."""
+        return h_ND if self.config.predictor_input == "hidden" else z_NZ
+
+    def reward(self, features_NF: Tensor) -> Tensor:
+        """Expected reward, float32 [N]."""
+        return twohot.decode(self.reward_head(features_NF))
+
+    def end_logit(self, features_NF: Tensor) -> Tensor:
+        """Logit, float32 [N], that the step ends the episode or loses a life."""
+        logit_N: Tensor = self.end_head(features_NF).squeeze(-1).float()
+        return logit_N
+
+    def use_channels_last(self) -> None:
+        """Keep images and convolution weights in channels_last, the order in which frames arrive."""
+        self.layout = torch.channels_last
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub omits the keyword
+
+    def center_on(self, mean_YXP: Tensor) -> None:
+        """Set the mean frame, in [0, 1], that `center_frames` subtracts and adds back."""
+        self.mean_frame.copy_(mean_YXP)
+
+    def images(self, frames_MYXP: Tensor, index_N: Tensor | None = None) -> Tensor:
+        """What the encoder reads, image_NPYX, of uint8 frames: of all of them, or of those at index_N."""
+        device = frames_MYXP.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
+        mean_YXP = self.mean_frame if self.config.center_frames else None
+        if index_N is None:
+            return frames.normalise(frames_MYXP, mean_YXP, dtype, self.layout)
+        return frames.gather(frames_MYXP, index_N, mean_YXP, dtype, self.layout)
+
+    def _posterior_logits(self, embedding_NE: Tensor) -> Tensor:
+        logits_NZ = self.posterior(embedding_NE)
+        if self.posterior_norm is not None:
+            logits_NZ = self.config.posterior_norm * self.posterior_norm(logits_NZ)
+        return self._grouped(logits_NZ)
+
+    def _prior_logits(self, h_ND: Tensor) -> Tensor:
+        return self._grouped(self.prior(h_ND))
+
+    def _grouped(self, logits_NZ: Tensor) -> Tensor:
+        logits_NGC: Tensor = logits_NZ.unflatten(-1, (self.config.latents, self.config.classes))
+        return logits_NGC
