@@ -17,7 +17,7 @@ from bench.conftest import Show
 from bench.instrument.climb import Rung, climb
 from bench.instrument.forms import DEVICE, IS_GPU
 from bench.instrument.harness import Rounds
-from bench.instrument.ours import Ours
+from bench.instrument.ours import SPEC, Ours
 from bench.instrument.work import phase_costs
 from storm_fast.config import Config, EnvConfig, preset
 from storm_fast.data.replay import Replay
@@ -25,7 +25,6 @@ from storm_fast.engine.precision import choose
 from storm_fast.envs import Collector, extension
 from storm_fast.envs.native import cores
 from storm_fast.kernels import backend
-from storm_fast.model.encoder import FRAME
 
 Ladder = Callable[..., None]
 
@@ -162,8 +161,8 @@ def bench_replay_over_size(ladder: Ladder, size: int) -> None:
 
     def rung(steps: int) -> Rung:
         def start() -> Callable[[], Any]:
-            replay = Replay(steps, 1, FRAME, DEVICE)
-            frames = torch.randint(256, (1000, 1, *FRAME), dtype=torch.uint8, device=DEVICE)
+            replay = Replay(steps, 1, SPEC.frame, DEVICE)
+            frames = torch.randint(256, (1000, 1, *SPEC.frame), dtype=torch.uint8, device=DEVICE)
             nothing = torch.zeros(1, device=DEVICE)
             for i in range(steps):
                 replay.append(frames[i % len(frames)], nothing, nothing, nothing)

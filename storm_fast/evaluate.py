@@ -22,7 +22,7 @@ from storm_fast.console import say
 from storm_fast.engine import build, scripted
 from storm_fast.engine.precision import Precision, choose
 from storm_fast.engine.probe import reward_probe
-from storm_fast.envs import AnyCollector, open_collector
+from storm_fast.envs import AnyCollector, spec_of
 from storm_fast.errors import InputError
 from storm_fast.model.policy import Policy
 from storm_fast.runs.run import Run
@@ -90,8 +90,9 @@ def evaluate(run: Run, step: int, command: Command) -> dict[str, Any]:
     config, precision = run.config, choose(command.device, command.precision)
     build.prepare(config, precision)
     weights = run.load_weights(step)
-    collector = open_collector(config.game, replace(config.env, num_envs=command.num_envs))
-    world_model, agent = build.networks(config, collector.num_actions, precision)
+    spec = spec_of(config)
+    collector = spec.open(replace(config.env, num_envs=command.num_envs))
+    world_model, agent = build.networks(config, spec, precision)
     build.load_weights(world_model, agent, weights)
     world_model.eval()
     policy = Policy(world_model, agent, config.loop, command.num_envs, precision.device)

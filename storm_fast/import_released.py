@@ -18,7 +18,7 @@ from storm_fast.config import Config
 from storm_fast.console import say
 from storm_fast.engine.build import load_weights, networks, weights
 from storm_fast.engine.precision import choose
-from storm_fast.envs import action_count, check_game
+from storm_fast.envs import action_count, atari, check_game
 from storm_fast.errors import InputError
 from storm_fast.runs.run import Run, check_free
 
@@ -139,7 +139,7 @@ def convert(command: Command) -> Run:
     tensors |= {f"agent.{k}": v for k, v in renamed(agent_state, agent_names()).items()}
     # The released code does not save the moving percentiles of the return; acting does not need them.
     tensors |= {"agent.return_low": torch.zeros(()), "agent.return_high": torch.zeros(())}
-    world_model, agent = networks(config, num_actions, choose("cpu", "fp32"))
+    world_model, agent = networks(config, atari(command.game, config.env.full_action_space), choose("cpu", "fp32"))
     counters = {k: v for k, v in weights(world_model, agent).items() if k.endswith("num_batches_tracked")}
     tensors |= counters
     load_weights(world_model, agent, tensors)

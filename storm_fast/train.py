@@ -41,9 +41,8 @@ from storm_fast.engine.clock import PhaseClock
 from storm_fast.engine.phases import Phases
 from storm_fast.engine.precision import Precision, choose
 from storm_fast.engine.training import Training, new_training
-from storm_fast.envs import Steps, action_count, check_game
+from storm_fast.envs import Steps, spec_of
 from storm_fast.errors import InputError
-from storm_fast.model.encoder import FRAME
 from storm_fast.runs.run import Run, check_free
 
 RESUMABLE = frozenset({"collector", "num_threads"}) | frozenset(
@@ -89,7 +88,7 @@ def parse(argv: list[str]) -> tuple[Run, bool]:
         return Run(stored.path, config), True
     if config.preset not in PRESETS:
         raise InputError(f"want a preset of {', '.join(PRESETS)}; got {config.preset!r}")
-    check_game(config.game)
+    spec_of(config)
     device = choose(config.device, config.precision).device
     if config.kernels == "triton" and device.type == "cpu":
         raise InputError("want --kernels triton on a GPU; got a CPU, which runs the references (--kernels reference)")
@@ -109,7 +108,9 @@ def train(run: Run, resumed: bool) -> bool:
     demonstration = demo.to_replay(trajectory, precision.device) if trajectory is not None else None
     t = new_training(config, precision)
     # Where the collector writes: memory that the training device can read by itself.
-    obs_NYXP = torch.empty(t.collector.num_envs, *FRAME, dtype=torch.uint8, pin_memory=precision.device.type == "cuda")
+    obs_NYXP = torch.empty(
+        t.collector.num_envs, *t.spec.frame, dtype=torch.uint8, pin_memory=precision.device.type == "cuda"
+    )
     t.collector.reset(config.seed, out=obs_NYXP)
     if resumed:
         checkpoint.restore(run, t)
@@ -210,14 +211,14 @@ def _demonstration(run: Run, resumed: bool) -> demo.Arrays | None:
         wanted = "scripted" if config.game in scripted.SCRIPTS else "none"
     if wanted == "none":
         return None
-    num_actions = action_count(config.game, config.env.full_action_space)
+    spec = spec_of(config)
     longest = max(config.model.length, config.imagine.context)
     if wanted == "scripted" and not resumed:
         arrays = scripted.record(config.game, config.env, config.seed, episodes=config.demonstration_episodes)
-        demo.check(arrays, "the scripted episode", num_actions, longest)
+        demo.check(arrays, "the scripted episode", spec, longest)
         return arrays
     path = run.path / "demonstration.npz" if resumed else Path(wanted)
-    return demo.load(path, num_actions, longest)
+    return demo.load(path, spec, longest)
 
 
 def _introduce(run: Run, t: Training, precision: Precision, demonstration: Replay | None, resumed: bool) -> None:

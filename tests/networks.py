@@ -9,10 +9,9 @@ from torch import Tensor
 from storm_fast.config import AgentConfig, ModelConfig
 from storm_fast.data.replay import Batch
 from storm_fast.model.agent import Agent
-from storm_fast.model.encoder import FRAME
 from storm_fast.model.world_model import WorldModel
 
-ACTIONS = 5
+ACTIONS, FRAME = 5, (64, 64, 3)
 SMALL = ModelConfig(
     stem_channels=2, latents=4, classes=6, width=16, heads=2, layers=2, bins=21, batch=3, length=7, dropout=0.0
 )
@@ -21,7 +20,7 @@ SMALL = ModelConfig(
 def world_model(seed: int = 0, **changes: Any) -> WorldModel:
     """A small world model with running statistics that are not the initial ones."""
     torch.manual_seed(seed)
-    model = WorldModel(replace(SMALL, **changes), ACTIONS)
+    model = WorldModel(replace(SMALL, **changes), ACTIONS, FRAME)
     for name, buffer in model.named_buffers():
         if name.endswith("running_mean"):
             buffer.normal_(0, 0.1)

@@ -12,7 +12,7 @@ from torch import Tensor
 from storm_fast.config import Config, EnvConfig, preset
 from storm_fast.engine import build
 from storm_fast.engine.precision import choose
-from storm_fast.envs import action_count, extension
+from storm_fast.envs import extension, spec_of
 from storm_fast.runs.run import Run
 
 EXACT: Literal["native", "gym"] = "gym" if extension() is None else "native"
@@ -81,10 +81,9 @@ def small_config(game: str = "Breakout", steps: int = 96) -> Config:
 def untrained_run(path: Path, config: Config, steps: Iterable[int]) -> Run:
     """A new run folder whose checkpoints hold weights as they are initialised, each step's from a seed of its own."""
     run = Run.create(path, config)
-    num_actions = action_count(config.game, config.env.full_action_space)
     for step in steps:
         seeded = replace(config, seed=step)
-        run.save_weights(step, build.weights(*build.networks(seeded, num_actions, choose("cpu", "fp32"))))
+        run.save_weights(step, build.weights(*build.networks(seeded, spec_of(seeded), choose("cpu", "fp32"))))
     return run
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from storm_fast.engine import build
 from storm_fast.engine.precision import choose
 from storm_fast.engine.probe import auc, reward_probe
-from storm_fast.envs import Steps, action_count, extension, games
+from storm_fast.envs import Steps, atari, extension, games
 from storm_fast.evaluate import Command, evaluate, main, play
 from storm_fast.runs.run import Run
 from storm_fast.runs.scores import published
@@ -278,14 +278,14 @@ def rollout(n: int) -> dict[str, Any]:
 @pytest.mark.parametrize("batch", [7, 256])
 def test_the_probe_of_an_untrained_model_lies_between_0_and_1(batch: int) -> None:
     config, precision = small_config("Freeway"), choose("cpu", "fp32")
-    world_model, _ = build.networks(config, action_count("Freeway", full=False), precision)
+    world_model, _ = build.networks(config, atari("Freeway"), precision)
     probe = reward_probe(world_model, rollout(40), 4, 6, torch.Generator().manual_seed(0), precision, batch)
     assert 0 <= probe <= 1
 
 
 def test_the_probe_scores_each_window_against_its_own_rewards(monkeypatch: pytest.MonkeyPatch) -> None:
     config, precision = small_config("Freeway"), choose("cpu", "fp32")
-    world_model, _ = build.networks(config, action_count("Freeway", full=False), precision)
+    world_model, _ = build.networks(config, atari("Freeway"), precision)
     C, T = 4, 6
 
     def seer(_: Any, windows: Any, shown: int, *__: Any) -> np.ndarray:
@@ -302,5 +302,5 @@ def test_the_probe_scores_each_window_against_its_own_rewards(monkeypatch: pytes
 @pytest.mark.parametrize("n", [3, 9])
 def test_the_probe_of_a_rollout_without_a_window_is_nan(n: int) -> None:
     config, precision = small_config("Freeway"), choose("cpu", "fp32")
-    world_model, _ = build.networks(config, action_count("Freeway", full=False), precision)
+    world_model, _ = build.networks(config, atari("Freeway"), precision)
     assert np.isnan(reward_probe(world_model, rollout(n), 4, 6, torch.Generator(), precision))

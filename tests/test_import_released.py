@@ -13,6 +13,7 @@ from torch import Tensor
 
 from storm_fast.engine import build
 from storm_fast.engine.precision import choose
+from storm_fast.envs import spec_of
 from storm_fast.errors import InputError
 from storm_fast.evaluate import main as evaluate_main
 from storm_fast.import_released import Command, agent_names, convert, renamed, world_model_names
@@ -50,7 +51,7 @@ def command(folder: Path, model: Any, agent: Any, game: str = "Pong") -> Command
 
 def networks_of(run: Run) -> tuple[WorldModel, Agent]:
     """World model and agent with the run's weights."""
-    world_model, agent = build.networks(run.config, RECORDED["dims"]["actions"], choose("cpu", "fp32"))
+    world_model, agent = build.networks(run.config, spec_of(run.config), choose("cpu", "fp32"))
     (step,) = run.checkpoints()
     build.load_weights(world_model, agent, run.load_weights(step))
     return world_model.eval(), agent.eval()

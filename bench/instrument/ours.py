@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,12 +13,19 @@ from storm_fast.engine import build
 from storm_fast.engine.phases import Phases
 from storm_fast.engine.precision import Precision
 from storm_fast.engine.training import new_training
+from storm_fast.envs import EnvSpec
 from storm_fast.kernels import backend
-from storm_fast.model.encoder import FRAME
 
 ACTIONS = 18
 FILLED = 200
 """steps in the replay at the start"""
+
+
+def _no_games(_: object) -> Any:
+    return SimpleNamespace()
+
+
+SPEC = EnvSpec("random frames", ACTIONS, open=_no_games)
 
 
 class Ours:
@@ -26,10 +34,9 @@ class Ours:
     def __init__(self, config: Config, precision: Precision) -> None:
         build.prepare(config, precision)
         self.backend = backend.chosen()
-        games = SimpleNamespace(num_envs=1, num_actions=ACTIONS)
-        self.t = new_training(config, precision, games)  # type: ignore[arg-type]  # no games
+        self.t = new_training(config, precision, SPEC)
         self._phases = Phases(config, self.t, None, precision)
-        frames = np.random.default_rng(0).integers(0, 256, (FILLED, 1, *FRAME), dtype=np.uint8)
+        frames = np.random.default_rng(0).integers(0, 256, (FILLED, 1, *SPEC.frame), dtype=np.uint8)
         self._frames = torch.from_numpy(frames)
         if IS_GPU:
             self._frames = self._frames.pin_memory()

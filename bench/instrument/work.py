@@ -1,19 +1,19 @@
 """The unavoidable work of a training step's phases, for the roofline."""
 
+import math
 from dataclasses import replace
 from functools import cache
 
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.instrument.ours import Ours
+from bench.instrument.ours import SPEC, Ours
 from storm_fast.config import Config
 from storm_fast.engine.precision import choose
 from storm_fast.kernels import backend
 from storm_fast.kernels.cost import Cost
-from storm_fast.model.encoder import FRAME
 
-_FRAME_BYTES = FRAME[0] * FRAME[1] * FRAME[2]
+_FRAME_BYTES = math.prod(SPEC.frame)
 _UPDATED_BYTES = 6 * 4  # of a weight that Adam updates: it and its two moments, read and written
 
 

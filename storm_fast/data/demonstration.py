@@ -20,8 +20,8 @@ import numpy.typing as npt
 import torch
 
 from storm_fast.data.replay import Replay
+from storm_fast.envs.spec import EnvSpec
 from storm_fast.errors import InputError
-from storm_fast.model.encoder import FRAME
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -29,12 +29,12 @@ KINDS = {"obs": "u", "action": "iu", "reward": "f", "terminated": "b", "life_los
 """The arrays of the file, in the order of a step's fields, and the kinds of number each may hold."""
 
 
-def load(path: Path, num_actions: int, length: int) -> Arrays:
+def load(path: Path, spec: EnvSpec, length: int) -> Arrays:
     """Read and check a demonstration file.
 
     Args:
         path: a .npz as described above.
-        num_actions: of the game; actions must be below it.
+        spec: the environment that it is of.
         length: of a window; the trajectory must be at least as long.
 
     Raises:
@@ -48,26 +48,26 @@ def load(path: Path, num_actions: int, length: int) -> Arrays:
             arrays = dict(file)
     except (OSError, ValueError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
         raise InputError(f"want a demonstration .npz ({', '.join(KINDS)}); {path}: {error}") from error
-    check(arrays, str(path), num_actions, length)
+    check(arrays, str(path), spec, length)
     return {name: arrays[name] for name in KINDS}
 
 
-def check(arrays: Arrays, source: str, num_actions: int, length: int) -> None:
+def check(arrays: Arrays, source: str, spec: EnvSpec, length: int) -> None:
     """Raise InputError, as `load` does, unless the arrays are a demonstration; `source` is for the message."""
     if set(KINDS) - set(arrays):
         raise InputError(f"want arrays {', '.join(KINDS)} in {source}; got {', '.join(arrays) or 'none'}")
     n = len(arrays["action"]) if arrays["action"].ndim else 0
     for name, kind in KINDS.items():
         array = arrays[name]
-        shape = (n, *FRAME) if name == "obs" else (n,)
+        shape = (n, *spec.frame) if name == "obs" else (n,)
         if array.shape != shape or array.dtype.kind not in kind or (name == "obs" and array.dtype != np.uint8):
             wanted = {"u": "uint8", "iu": "integer", "f": "float", "b": "bool"}[kind]
             raise InputError(f"want {name} {wanted} {list(shape)} in {source}; got {array.dtype} {list(array.shape)}")
     if n < length:
         raise InputError(f"want at least {length} steps, one window, in {source}; got {n}")
-    if int(arrays["action"].max()) >= num_actions or int(arrays["action"].min()) < 0:
+    if int(arrays["action"].max()) >= spec.num_actions or int(arrays["action"].min()) < 0:
         raise InputError(
-            f"want actions in [0, {num_actions}) in {source}; "
+            f"want actions in [0, {spec.num_actions}) in {source}; "
             f"got {int(arrays['action'].min())} to {int(arrays['action'].max())}"
         )
     if not np.isfinite(arrays["reward"]).all():
@@ -82,7 +82,7 @@ def save(path: Path, arrays: Arrays) -> None:
 def to_replay(arrays: Arrays, device: torch.device) -> Replay:
     """The trajectory as a replay of one environment, for `Replay.sample`."""
     n = len(arrays["action"])
-    replay = Replay(n, 1, FRAME, device)
+    replay = Replay(n, 1, arrays["obs"].shape[1:], device)
     end = arrays["terminated"] | arrays["life_loss"]
     rows = {"obs": arrays["obs"], "action": arrays["action"].astype(np.int64)}
     rows |= {"reward": arrays["reward"].astype(np.float32), "end": end}

@@ -1,6 +1,7 @@
 """The process and the networks of a configuration, and their weights under the names a checkpoint uses."""
 
 import importlib.util
+import math
 from typing import Literal
 
 import torch
@@ -9,10 +10,10 @@ from torch import Tensor
 from storm_fast.config import Config
 from storm_fast.engine.allocator import keep_pages
 from storm_fast.engine.precision import Precision
+from storm_fast.envs import EnvSpec
 from storm_fast.errors import InputError
 from storm_fast.kernels import backend
 from storm_fast.model.agent import Agent
-from storm_fast.model.encoder import FRAME
 from storm_fast.model.world_model import WorldModel
 
 
@@ -39,7 +40,7 @@ def prepare(config: Config, precision: Precision) -> None:
         torch.set_num_threads(config.threads)
 
 
-def networks(config: Config, num_actions: int, precision: Precision) -> tuple[WorldModel, Agent]:
+def networks(config: Config, spec: EnvSpec, precision: Precision) -> tuple[WorldModel, Agent]:
     """World model and agent on the training device, initialised from the seed."""
     torch.manual_seed(config.seed)
     c = config.model
@@ -47,11 +48,11 @@ def networks(config: Config, num_actions: int, precision: Precision) -> tuple[Wo
         "latent+hidden": c.latents * c.classes + c.width,
         "latent": c.latents * c.classes,
         "hidden": c.width,
-        "reconstruction": FRAME[0] * FRAME[1] * FRAME[2],
+        "reconstruction": math.prod(spec.frame),
     }[config.agent.agent_state]
-    world_model = WorldModel(c, num_actions)
+    world_model = WorldModel(c, spec.num_actions, spec.frame)
     latents = (c.latents, c.classes) if config.agent.agent_state.startswith("latent") else (0, 0)
-    agent = Agent(config.agent, features, num_actions, c.bins, latents).to(precision.device)
+    agent = Agent(config.agent, features, spec.num_actions, c.bins, latents).to(precision.device)
     precision.prepare(world_model)
     return world_model, agent
 

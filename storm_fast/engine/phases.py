@@ -22,7 +22,6 @@ from storm_fast.engine.capture import Captured
 from storm_fast.engine.precision import Precision
 from storm_fast.engine.training import Training
 from storm_fast.model.agent import Trajectory
-from storm_fast.model.encoder import FRAME
 from storm_fast.model.imagine import Context
 
 
@@ -32,7 +31,7 @@ class Phases:
     def __init__(self, config: Config, t: Training, demonstration: Replay | None, precision: Precision) -> None:
         self._config, self._t, self._demonstration, self._precision = config, t, demonstration, precision
         N, device = t.collector.num_envs, precision.device
-        self.seen_NYXP = torch.zeros(N, *FRAME, dtype=torch.uint8, device=device)
+        self.seen_NYXP = torch.zeros(N, *t.spec.frame, dtype=torch.uint8, device=device)
         self.action_N = torch.zeros(N, dtype=torch.int64, device=device)
         # The latents of the last world-model update, and the last rollout: between graphs, memory of the pool of the
         # one that wrote them. No two graphs share a pool and a pool reuses nothing that is referred to when its capture
@@ -67,7 +66,7 @@ class Phases:
         """Uniformly random actions."""
         t = self._t
         u_N = torch.rand(self.action_N.shape, generator=t.generator, device=self._precision.device)
-        self.action_N.copy_(u_N * t.collector.num_actions)
+        self.action_N.copy_(u_N * t.spec.num_actions)
         return self._to_host()
 
     def act(self) -> npt.NDArray[np.int64]:

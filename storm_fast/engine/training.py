@@ -12,9 +12,8 @@ from storm_fast.engine import build
 from storm_fast.engine.metrics import MeanMetrics
 from storm_fast.engine.optimizer import Optimizer
 from storm_fast.engine.precision import Precision
-from storm_fast.envs import AnyCollector, open_collector
+from storm_fast.envs import AnyCollector, EnvSpec, spec_of
 from storm_fast.model.agent import Agent
-from storm_fast.model.encoder import FRAME
 from storm_fast.model.policy import Policy
 from storm_fast.model.world_model import WorldModel
 from storm_fast.runs.run import Run
@@ -24,6 +23,7 @@ from storm_fast.runs.run import Run
 class Training:
     """The moving parts of one run."""
 
+    spec: EnvSpec
     world_model: WorldModel
     agent: Agent
     model_optimizer: Optimizer
@@ -37,18 +37,18 @@ class Training:
     model_updates: int = 0
 
 
-def new_training(config: Config, precision: Precision, collector: AnyCollector | None = None) -> Training:
-    """Every moving part of a new run; it opens the games, unless a collector is given."""
-    if collector is None:
-        collector = open_collector(config.game, config.env)
-    N = collector.num_envs
-    world_model, agent = build.networks(config, collector.num_actions, precision)
+def new_training(config: Config, precision: Precision, spec: EnvSpec | None = None) -> Training:
+    """Every moving part of a new run, its games opened: those of the configuration, or of another environment."""
+    spec = spec or spec_of(config)
+    collector, N = spec.open(config.env), config.env.num_envs
+    world_model, agent = build.networks(config, spec, precision)
     return Training(
+        spec,
         world_model,
         agent,
         Optimizer(world_model, config.model.model_lr, eps=1e-8, clip=config.model.model_clip),
         Optimizer(agent, config.agent.agent_lr, eps=1e-5, clip=config.agent.agent_clip),
-        Replay(config.loop.capacity, N, FRAME, precision.device),
+        Replay(config.loop.capacity, N, spec.frame, precision.device),
         collector,
         Policy(world_model, agent, config.loop, N, precision.device),
         MeanMetrics(precision.device),

@@ -5,13 +5,13 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from storm_fast.model.encoder import FRAME, GRID
+from storm_fast.model.encoder import GRID
 
 
 class Decoder(nn.Module):
-    """Linear and four doubling transposed convolutions (STORM Table 4): [N, Z] -> [N, 3, 64, 64], unbounded."""
+    """Linear and four doubling transposed convolutions (STORM Table 4): [N, Z] -> [N, P, 64, 64], unbounded."""
 
-    def __init__(self, Z: int, stem: int) -> None:
+    def __init__(self, Z: int, colours: int, stem: int) -> None:
         super().__init__()
         sizes = [8 * stem, 4 * stem, 2 * stem, stem]
         self.channels = sizes[0]
@@ -20,7 +20,7 @@ class Decoder(nn.Module):
         self.deconvs = nn.ModuleList(
             nn.ConvTranspose2d(i, o, 4, stride=2, padding=1, bias=False) for i, o in pairwise(sizes)
         )
-        self.last = nn.ConvTranspose2d(stem, FRAME[2], 4, stride=2, padding=1)
+        self.last = nn.ConvTranspose2d(stem, colours, 4, stride=2, padding=1)
 
     def forward(self, z_NZ: Tensor, layout: torch.memory_format) -> Tensor:
         """Frames on the scale where the observation is [0, 1]."""

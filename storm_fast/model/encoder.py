@@ -7,16 +7,15 @@ from torch import Tensor, nn
 
 from storm_fast.kernels.conv_relu import conv_relu
 
-FRAME = (64, 64, 3)  # rows, columns, colours of every observation
-GRID = 4  # rows and columns that four halvings leave
+GRID = 4  # rows and columns that four halvings leave of 64
 
 
 class Encoder(nn.Module):
-    """Four halving convolutions, batch-normalised (STORM Table 3): [N, 3, 64, 64] -> [N, 16 * 8 * stem]."""
+    """Four halving convolutions, batch-normalised (STORM Table 3): [N, P, 64, 64] -> [N, 16 * 8 * stem]."""
 
-    def __init__(self, stem: int) -> None:
+    def __init__(self, colours: int, stem: int) -> None:
         super().__init__()
-        sizes = [FRAME[2], stem, 2 * stem, 4 * stem, 8 * stem]
+        sizes = [colours, stem, 2 * stem, 4 * stem, 8 * stem]
         pairs = list(pairwise(sizes))
         self.convs = nn.ModuleList(nn.Conv2d(i, o, 4, stride=2, padding=1, bias=False) for i, o in pairs)
         self.norms = nn.ModuleList(nn.BatchNorm2d(o) for _, o in pairs)

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from storm_fast.config import LoopConfig
 from storm_fast.model.agent import Agent
-from storm_fast.model.encoder import FRAME
 from storm_fast.model.imagine import agent_state
 from storm_fast.model.world_model import WorldModel
 
@@ -22,7 +21,7 @@ class Policy:
     def __init__(self, world_model: WorldModel, agent: Agent, config: LoopConfig, N: int, device: torch.device) -> None:
         self.world_model, self.agent, self.config = world_model, agent, config
         C = config.acting_context
-        self.obs_NCYXP = torch.zeros(N, C, *FRAME, dtype=torch.uint8, device=device)
+        self.obs_NCYXP = torch.zeros(N, C, *world_model.frame, dtype=torch.uint8, device=device)
         self.action_NC = torch.zeros(N, C, dtype=torch.int64, device=device)
         self.length_N = torch.zeros(N, dtype=torch.int64, device=device)
 

@@ -9,7 +9,7 @@ from storm_fast.config import ModelConfig
 from storm_fast.data.replay import Batch
 from storm_fast.kernels import categorical, frames, reconstruction, twohot
 from storm_fast.model.decoder import Decoder
-from storm_fast.model.encoder import FRAME, GRID, Encoder
+from storm_fast.model.encoder import GRID, Encoder
 from storm_fast.model.mlp import mlp
 from storm_fast.model.transformer import Transformer
 
@@ -30,22 +30,23 @@ class Predictions(NamedTuple):
 class WorldModel(nn.Module):
     """Encoder, decoder, sequence model and heads. Parameters are float32; autocast decides the products."""
 
-    def __init__(self, config: ModelConfig, num_actions: int) -> None:
+    def __init__(self, config: ModelConfig, num_actions: int, frame: tuple[int, int, int]) -> None:
+        """Args: the configuration, the size of the action set, and rows, columns, colours of a frame."""
         super().__init__()
-        self.config = config
+        self.config, self.frame = config, frame
         Z = config.latents * config.classes
-        self.encoder = Encoder(config.stem_channels)
+        self.encoder = Encoder(frame[2], config.stem_channels)
         self.posterior = nn.Linear(8 * config.stem_channels * GRID * GRID, Z)
         self.posterior_norm = nn.BatchNorm1d(Z, affine=False) if config.posterior_norm else None
         self.transformer = Transformer(config, num_actions)
         self.prior = nn.Linear(config.width, Z)
-        self.decoder = Decoder(Z, config.stem_channels)
+        self.decoder = Decoder(Z, frame[2], config.stem_channels)
         features = config.width if config.predictor_input == "hidden" else Z
         self.reward_head = mlp(features, config.width, config.bins)
         self.end_head = mlp(features, config.width, 1)
         if config.center_frames:
             self.mean_frame: Tensor
-            self.register_buffer("mean_frame", torch.zeros(FRAME))
+            self.register_buffer("mean_frame", torch.zeros(frame))
         self.layout = torch.contiguous_format
         if config.zero_outputs:
             with torch.no_grad():

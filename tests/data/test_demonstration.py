@@ -11,9 +11,11 @@ import pytest
 import torch
 
 from storm_fast.data import demonstration as demo
+from storm_fast.envs import EnvSpec, open_collector
 from storm_fast.errors import InputError
 
 NUM_ACTIONS, LENGTH = 3, 8
+SPEC = EnvSpec("nothing to play", NUM_ACTIONS, open=open_collector)  # type: ignore[arg-type]  # never opened
 NAMES = ("obs", "action", "reward", "terminated", "life_loss")
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -42,7 +44,7 @@ def test_a_valid_file_loads_as_it_was_written(tmp_path: Path, n: int, action_typ
     arrays = valid(n)
     arrays["action"] = arrays["action"].astype(action_type)
     arrays["reward"] = arrays["reward"].astype(reward_type)
-    loaded = demo.load(save(tmp_path / "demo.npz", arrays), NUM_ACTIONS, LENGTH)
+    loaded = demo.load(save(tmp_path / "demo.npz", arrays), SPEC, LENGTH)
     assert set(loaded) == set(NAMES)
     for name in NAMES:
         assert np.array_equal(loaded[name], arrays[name])
@@ -50,7 +52,7 @@ def test_a_valid_file_loads_as_it_was_written(tmp_path: Path, n: int, action_typ
 
 
 def test_further_arrays_are_left_out(tmp_path: Path) -> None:
-    loaded = demo.load(save(tmp_path / "demo.npz", valid() | {"note": np.zeros(3)}), NUM_ACTIONS, LENGTH)
+    loaded = demo.load(save(tmp_path / "demo.npz", valid() | {"note": np.zeros(3)}), SPEC, LENGTH)
     assert set(loaded) == set(NAMES)
 
 
@@ -59,7 +61,7 @@ def test_a_missing_array_raises(tmp_path: Path, name: str) -> None:
     arrays = valid()
     del arrays[name]
     with pytest.raises(InputError, match=rf"want arrays .*{name}.* in .*demo\.npz; got (?!.*\b{name}\b)"):
-        demo.load(save(tmp_path / "demo.npz", arrays), NUM_ACTIONS, LENGTH)
+        demo.load(save(tmp_path / "demo.npz", arrays), SPEC, LENGTH)
 
 
 @pytest.mark.parametrize(
@@ -89,18 +91,18 @@ def test_a_missing_array_raises(tmp_path: Path, name: str) -> None:
 def test_an_array_of_another_shape_or_dtype_raises(tmp_path: Path, name: str, array: npt.NDArray[Any]) -> None:
     got = re.escape(f"got {array.dtype} {list(array.shape)}")
     with pytest.raises(InputError, match=rf"want {name} .*demo\.npz; {got}"):
-        demo.load(save(tmp_path / "demo.npz", valid() | {name: np.asarray(array)}), NUM_ACTIONS, LENGTH)
+        demo.load(save(tmp_path / "demo.npz", valid() | {name: np.asarray(array)}), SPEC, LENGTH)
 
 
 def test_actions_that_are_one_number_raise(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"demo\.npz"):
-        demo.load(save(tmp_path / "demo.npz", valid() | {"action": np.array(1)}), NUM_ACTIONS, LENGTH)
+        demo.load(save(tmp_path / "demo.npz", valid() | {"action": np.array(1)}), SPEC, LENGTH)
 
 
 @pytest.mark.parametrize("n", [0, 1, LENGTH - 1])
 def test_less_than_one_window_raises(tmp_path: Path, n: int) -> None:
     with pytest.raises(InputError, match=rf"want at least {LENGTH} steps.*demo\.npz; got {n}"):
-        demo.load(save(tmp_path / "demo.npz", valid(n)), NUM_ACTIONS, LENGTH)
+        demo.load(save(tmp_path / "demo.npz", valid(n)), SPEC, LENGTH)
 
 
 @pytest.mark.parametrize("action", [NUM_ACTIONS, 17, -1])
@@ -108,7 +110,7 @@ def test_an_action_out_of_range_raises_and_is_named(tmp_path: Path, action: int)
     arrays = valid()
     arrays["action"][4] = action
     with pytest.raises(InputError, match=rf"want actions in \[0, {NUM_ACTIONS}\).*; got .*{action}\b"):
-        demo.load(save(tmp_path / "demo.npz", arrays), NUM_ACTIONS, LENGTH)
+        demo.load(save(tmp_path / "demo.npz", arrays), SPEC, LENGTH)
 
 
 @pytest.mark.parametrize("reward", [np.nan, np.inf, -np.inf])
@@ -116,7 +118,7 @@ def test_a_reward_that_is_not_finite_raises(tmp_path: Path, reward: float) -> No
     arrays = valid()
     arrays["reward"][4] = reward
     with pytest.raises(InputError, match=r"want finite rewards in .*demo\.npz"):
-        demo.load(save(tmp_path / "demo.npz", arrays), NUM_ACTIONS, LENGTH)
+        demo.load(save(tmp_path / "demo.npz", arrays), SPEC, LENGTH)
 
 
 @pytest.mark.parametrize("content", [b"", b"not a zip", b"PK\x03\x04 cut off", b"\x80\x04N."])
@@ -124,19 +126,19 @@ def test_a_file_that_is_no_zip_raises(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "demo.npz"
     path.write_bytes(content)
     with pytest.raises(InputError, match=r"want a demonstration \.npz .*demo\.npz"):
-        demo.load(path, NUM_ACTIONS, LENGTH)
+        demo.load(path, SPEC, LENGTH)
 
 
 def test_a_file_that_does_not_exist_and_a_folder_raise(tmp_path: Path) -> None:
     for path in (tmp_path / "none.npz", tmp_path):
         with pytest.raises(InputError, match=rf"want a demonstration \.npz .*{path.name}"):
-            demo.load(path, NUM_ACTIONS, LENGTH)
+            demo.load(path, SPEC, LENGTH)
 
 
 def test_a_single_saved_array_raises(tmp_path: Path) -> None:
     np.save(tmp_path / "demo.npy", np.zeros(12))
     with pytest.raises(InputError, match=r"demo\.npy"):
-        demo.load(tmp_path / "demo.npy", NUM_ACTIONS, LENGTH)
+        demo.load(tmp_path / "demo.npy", SPEC, LENGTH)
 
 
 def test_a_file_cut_short_raises(tmp_path: Path) -> None:
@@ -144,7 +146,7 @@ def test_a_file_cut_short_raises(tmp_path: Path) -> None:
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(InputError, match=r"want a demonstration \.npz .*demo\.npz"):
-        demo.load(path, NUM_ACTIONS, LENGTH)
+        demo.load(path, SPEC, LENGTH)
 
 
 @pytest.mark.parametrize("value", [0x00, 0xFF])
@@ -155,7 +157,7 @@ def test_a_file_damaged_inside_an_array_raises(tmp_path: Path, value: int) -> No
         inside = archive.getinfo("obs.npy").header_offset + 200
     path.write_bytes(whole[:inside] + bytes([value]) * 2000 + whole[inside + 2000 :])
     with pytest.raises(InputError, match=r"want a demonstration \.npz .*demo\.npz"):
-        demo.load(path, NUM_ACTIONS, LENGTH)
+        demo.load(path, SPEC, LENGTH)
 
 
 @pytest.mark.parametrize("name", ["reward", "note"])
@@ -166,7 +168,7 @@ def test_pickled_objects_raise_and_are_not_unpickled(tmp_path: Path, name: str) 
 
     objects = np.array([Trap()] * 12, dtype=object)
     with pytest.raises(InputError, match=r"want a demonstration \.npz .*demo\.npz: .*allow_pickle"):
-        demo.load(save(tmp_path / "demo.npz", valid() | {name: objects}), NUM_ACTIONS, LENGTH)
+        demo.load(save(tmp_path / "demo.npz", valid() | {name: objects}), SPEC, LENGTH)
     assert not (tmp_path / "unpickled").exists()
 
 

@@ -24,7 +24,6 @@ from storm_fast.engine.phases import Phases
 from storm_fast.engine.precision import Precision, choose
 from storm_fast.engine.training import new_training
 from storm_fast.envs import Collector, GymCollector
-from storm_fast.model.encoder import FRAME
 from storm_fast.model.policy import Policy
 from storm_fast.runs.run import Run
 from storm_fast.train import main, train
@@ -464,7 +463,7 @@ def test_eager_acting_between_replays_leaves_a_captured_run_as_it_would_be() -> 
                 call()
                 if beside:  # as evaluation does, with other sizes; and all free memory is written to
                     t.world_model.eval()
-                    obs_NYXP = torch.randint(256, (3, *FRAME), dtype=torch.uint8, generator=draws, device=device)
+                    obs_NYXP = torch.randint(256, (3, *t.spec.frame), dtype=torch.uint8, generator=draws, device=device)
                     with phases._precision.autocast():
                         other.remember(obs_NYXP, other.act(obs_NYXP, draws))
                     del obs_NYXP

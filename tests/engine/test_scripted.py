@@ -11,6 +11,7 @@ from storm_fast.data import demonstration
 from storm_fast.data.demonstration import KINDS as NAMES
 from storm_fast.data.demonstration import Arrays
 from storm_fast.engine import scripted
+from storm_fast.envs import atari
 from storm_fast.errors import InputError
 
 
@@ -39,7 +40,7 @@ def test_the_freeway_script_records_one_whole_episode_mostly_going_up(freeway: A
 
 def test_what_is_recorded_loads(tmp_path: Path, freeway: Arrays) -> None:
     demonstration.save(tmp_path / "freeway.npz", freeway)
-    loaded = demonstration.load(tmp_path / "freeway.npz", 3, 64)
+    loaded = demonstration.load(tmp_path / "freeway.npz", atari("Freeway"), 64)
     assert all(np.array_equal(loaded[name], freeway[name]) for name in NAMES)
 
 

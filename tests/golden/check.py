@@ -130,7 +130,7 @@ class Golden:
 
     def world_model(self) -> WorldModel:
         """Filled anew."""
-        model = WorldModel(self.config.model, self.num_actions)
+        model = WorldModel(self.config.model, self.num_actions, (64, 64, 3))
         state = renamed(fill("world_model", self.number["world_model_parameters"]), self.model_names)
         counters = {k: v for k, v in model.state_dict().items() if k.endswith("num_batches_tracked")}
         model.load_state_dict(state | counters)

@@ -10,6 +10,7 @@ import torch
 
 from storm_fast.engine import build
 from storm_fast.engine.precision import choose
+from storm_fast.envs import atari
 from storm_fast.kernels import backend, categorical
 from storm_fast.kernels.backend import using
 from storm_fast.kernels.categorical import reference
@@ -56,7 +57,7 @@ def test_no_test_inherits_a_choice(turn: int) -> None:
 
 def test_building_networks_chooses_nothing_and_preparing_the_process_does() -> None:
     config, precision = small_config("Freeway"), choose("cpu", "fp32")
-    build.networks(config, 3, precision)
+    build.networks(config, atari("Freeway"), precision)
     assert backend.chosen() == "auto"
     build.prepare(config, precision)
     assert backend.chosen() == "reference"

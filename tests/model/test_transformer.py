@@ -73,7 +73,7 @@ def test_layers_ablation(layers: int) -> None:
 
 
 def test_full_size_has_the_published_number_of_parameters() -> None:
-    model = WorldModel(ModelConfig(), 18)
+    model = WorldModel(ModelConfig(), 18, (64, 64, 3))
 
     def count(*modules: nn.Module) -> int:
         return sum(p.numel() for module in modules for p in module.parameters())
