@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from bench.instrument.forms import IS_GPU
-from storm_fast.config import Config
+from storm_fast.config import Config, EnvConfig
 from storm_fast.engine import build
 from storm_fast.engine.phases import Phases
 from storm_fast.engine.precision import Precision
@@ -21,8 +21,8 @@ FILLED = 200
 """steps in the replay at the start"""
 
 
-def _no_games(_: object) -> Any:
-    return SimpleNamespace()
+def _no_games(config: EnvConfig) -> Any:
+    return SimpleNamespace(num_envs=config.num_envs)
 
 
 SPEC = EnvSpec("random frames", ACTIONS, open=_no_games)
