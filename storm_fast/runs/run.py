@@ -11,14 +11,10 @@ for every checkpoint, `state.pt` (optimisers, random numbers, emulators) for the
 """
 
 import hashlib
-import importlib.metadata
 import json
 import math
 import os
-import platform
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
