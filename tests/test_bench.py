@@ -20,18 +20,15 @@ import numpy as np
 import pytest
 import torch
 
-from bench import (
-    ablations,
+from bench import ablations, bench_collect, bench_step, conftest, memory
+from bench.conftest import case_info
+from bench.instrument import (
     apart,
-    bench_collect,
-    bench_step,
     climb,
-    conftest,
     footprint,
     guard,
     ladders,
     machine,
-    memory,
     ours,
     readme,
     released,
@@ -39,7 +36,6 @@ from bench import (
     table,
     timer,
 )
-from bench.conftest import case_info
 from bench.instrument import saved as saved_runs
 from bench.instrument.ceilings import Ceilings
 from bench.instrument.correct import difference

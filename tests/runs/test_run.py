@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from storm_fast.runs import run as run_module
 from storm_fast.config import PRESETS, from_dict, preset, to_dict
 from storm_fast.errors import InputError
+from storm_fast.runs import run as run_module
 from storm_fast.runs.environment import environment
 from storm_fast.runs.run import Run
 from storm_fast.train import main, train
