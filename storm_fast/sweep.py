@@ -1,7 +1,7 @@
 """Train and evaluate several games and seeds: `python -m storm_fast.sweep --games Pong Boxing --seeds 1 2 3`.
 
 Each run is a process of its own with its own folder and log under --out. A sweep that is started again goes on with
-what is left: runs that have been evaluated are passed over, those that were stopped are resumed. At the end report.py
+what is left: runs that have been evaluated are passed over, those that were stopped are resumed. At the end a report
 puts all of them together in OUT/report.html. Further words go to the trainer: `... -- --preset paper --compile`.
 """
 
@@ -17,12 +17,12 @@ from typing import Annotated, NamedTuple
 
 import tyro
 
-from storm_fast import report
 from storm_fast.console import say
 from storm_fast.envs import check_game
 from storm_fast.errors import InputError
 from storm_fast.runs.run import Run
 from storm_fast.runs.scores import published
+from storm_fast.show import report
 
 _OURS = ("--game", "--seed", "--run-dir", "--resume", "--device")
 """Words of the trainer that the sweep says itself."""
@@ -133,6 +133,16 @@ def _left(command: Command, path: Path, game: str, seed: int, device: str) -> It
         yield ["storm_fast.evaluate", str(path), "--device", device, *episodes]
 
 
+def _report(runs: list[Path], out: Path) -> None:
+    """Write the report, or say why there is none: the runs are done all the same."""
+    try:
+        report.write(runs, out)
+    except InputError as error:
+        say(f"no report: {error}")
+    else:
+        say(f"wrote {out}")
+
+
 def main(argv: list[str]) -> int:
     """Run the sweep and report on it; 0 when all is done, 1 when a run failed, 2 for input that cannot be used."""
     command = tyro.cli(Command, args=argv)
@@ -140,7 +150,7 @@ def main(argv: list[str]) -> int:
         wrong = sweep(command)
         done = [path.parent for path in sorted(command.out.glob("*/config.json"))]
         if done:
-            report.main([*map(str, done), "--out", str(command.out / "report.html")])
+            _report(done, command.out / "report.html")
     except InputError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2

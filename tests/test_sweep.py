@@ -1,6 +1,7 @@
 """A sweep: which commands it runs, on which devices, and what it does where some are done or fail."""
 
 import json
+import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -69,6 +70,14 @@ def test_every_game_and_seed_is_trained_then_evaluated_then_reported(processes: 
     assert all(w[-2:] == ["--gamma", "0.9"] for w in processes.of("train"))
     assert [w[0].split(".")[1] for w in processes.words] == ["train", "evaluate"] * 4
     assert (out / "report.html").read_text().count("Pong-s") > 0
+
+
+def test_a_sweep_without_matplotlib_says_that_there_is_no_report(
+    processes: Processes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert main(["--games", "Pong", "--seeds", "7", "--out", str(tmp_path / "all")]) == 0
+    assert "no report: want matplotlib for the curves" in capsys.readouterr().out
 
 
 def test_what_is_done_is_passed_over_and_what_was_stopped_is_resumed(processes: Processes, tmp_path: Path) -> None:

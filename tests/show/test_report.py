@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from storm_fast import report
-from storm_fast.report import main, page, read
+from storm_fast.report import main
 from storm_fast.runs.run import Run
+from storm_fast.show import report
+from storm_fast.show.report import page, read
 from tests.small import small_config
 
 
