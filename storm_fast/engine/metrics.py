@@ -18,10 +18,11 @@ class MeanMetrics:
         self.sums: dict[str, Tensor] = {}  # of each prefix, float32: its metrics in the order of `names`, how many adds
 
     def add(self, prefix: str, metrics: dict[str, Tensor]) -> None:
-        """Add one value of each metric, without waiting for the device. A prefix has the same metrics at every call."""
+        """Add one value of each metric, without waiting for the device. A prefix has the same names at every call."""
         if prefix not in self.names:
             self._begin(prefix, list(metrics))
-        values = [value.detach().float() for value in metrics.values()]
+        assert metrics.keys() == set(self.names[prefix]), f"want {self.names[prefix]}; got {list(metrics)}"
+        values = [metrics[name].detach().float() for name in self.names[prefix]]
         self.sums[prefix] += torch.stack([*values, torch.ones_like(values[0])])
 
     def pop(self) -> dict[str, float]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from storm_fast.config import AgentConfig
 from storm_fast.kernels import categorical, twohot
 from storm_fast.kernels.lambda_return import lambda_return, reach_weights
+from storm_fast.model.losses import weighted_total
 from storm_fast.model.mlp import mlp
 
 
@@ -72,21 +73,21 @@ class Agent(nn.Module):
         log_policy_BTA = self.actor(state_BTF).float().log_softmax(-1)
         log_prob_BT = log_policy_BTA.gather(-1, action_BT1).squeeze(-1)
         entropy_BT = -(log_policy_BTA.exp() * log_policy_BTA).sum(-1)
-        policy = -(weight_BT * advantage_BT * log_prob_BT).mean()
-        entropy = (weight_BT * entropy_BT).mean()
-        value = (weight_BT * self._critic_error(value_logits_BSV[:, :-1], return_BT)).mean()
-        slow = (weight_BT * self._critic_error(value_logits_BSV[:, :-1], slow_target_BT)).mean()
-        actor = policy - c.entropy * entropy
+        losses = {
+            "policy": -(weight_BT * advantage_BT * log_prob_BT).mean(),
+            "entropy": (weight_BT * entropy_BT).mean(),
+            "value": (weight_BT * self._critic_error(value_logits_BSV[:, :-1], return_BT)).mean(),
+            "slow_value": (weight_BT * self._critic_error(value_logits_BSV[:, :-1], slow_target_BT)).mean(),
+        }
+        weights = {"policy": 1.0, "entropy": -c.entropy, "value": 1.0, "slow_value": c.slow_weight}
+        learned = losses
         if c.critic_warmup > 0:
             # The actor's gradient is then exactly 0, and so is Adam's step.
-            actor = actor * (self.updates >= c.critic_warmup)
+            is_warm = self.updates >= c.critic_warmup
+            learned = losses | {name: losses[name] * is_warm for name in ("policy", "entropy")}
             self.updates += 1
-        total = actor + value + c.slow_weight * slow
-        metrics = {
-            "policy": policy,
-            "value": value,
-            "slow_value": slow,
-            "entropy": entropy,
+        total = weighted_total(learned, weights)
+        metrics = losses | {
             "return_spread": spread,
             "return_scale": scale,
             "return_mean": return_BT.mean(),
@@ -94,7 +95,7 @@ class Agent(nn.Module):
             "end_rate": trajectory.end_BT.mean(),
             "total": total,
         }
-        return total, {k: v.detach() for k, v in metrics.items()}
+        return total, {name: value.detach() for name, value in metrics.items()}
 
     @torch.no_grad()
     def update_slow_critic(self) -> None:

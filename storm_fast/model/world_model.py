@@ -10,6 +10,7 @@ from storm_fast.data.replay import Batch
 from storm_fast.kernels import categorical, frames, reconstruction, twohot
 from storm_fast.model.decoder import Decoder
 from storm_fast.model.encoder import GRID, Encoder
+from storm_fast.model.losses import weighted_total
 from storm_fast.model.mlp import mlp
 from storm_fast.model.transformer import Transformer
 
@@ -104,21 +105,23 @@ class WorldModel(nn.Module):
             c.free_nats,
             c.free_nats_per,
         )
-        parts = {
+        losses = {
             "reconstruction": squared_BT.mean(),
             "reward": twohot.loss(predicted.reward_logits_BTV, batch.reward_BT).mean(),
             "end": nn.functional.binary_cross_entropy_with_logits(predicted.end_logit_BT.float(), end_BT),
             "dynamics": dynamics,
             "representation": representation,
         }
-        total = (
-            c.reconstruction_weight * parts["reconstruction"]
-            + c.reward_weight * parts["reward"]
-            + parts["end"]
-            + c.dynamics_weight * dynamics
-            + c.representation_weight * representation
-        )
-        return total, {k: v.detach() for k, v in parts.items()} | {"kl": kl, "total": total.detach()}
+        weights = {
+            "reconstruction": c.reconstruction_weight,
+            "reward": c.reward_weight,
+            "end": 1.0,
+            "dynamics": c.dynamics_weight,
+            "representation": c.representation_weight,
+        }
+        total = weighted_total(losses, weights)
+        metrics = losses | {"kl": kl, "total": total}
+        return total, {name: value.detach() for name, value in metrics.items()}
 
     def encode(self, obs_BTYXP: Tensor, u_BTG: Tensor) -> Tensor:
         """Sampled latents z_BTZ of uint8 frames, with the running statistics (evaluation mode, no gradient)."""

@@ -88,6 +88,17 @@ def test_means_are_over_the_updates_since_the_last_row() -> None:
     assert means.pop() == {}
 
 
+def test_means_go_by_name_whatever_the_order_of_a_call() -> None:
+    """A run resumed by a version that computes its metrics in another order keeps their sums apart."""
+    one, two = torch.tensor(1.0), torch.tensor(2.0)
+    means = MeanMetrics(CPU)
+    means.add("model", {"x": one, "y": two})
+    means.add("model", {"y": two, "x": one})
+    assert means.pop() == {"model/x": 1.0, "model/y": 2.0}
+    with pytest.raises(AssertionError, match="want \\['x', 'y'\\]"):
+        means.add("model", {"x": one})
+
+
 def test_devices_that_are_not_there_are_refused() -> None:
     with pytest.raises(InputError, match="cpu, cuda"):
         choose("quantum", "auto")
