@@ -20,12 +20,12 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bench.ablations import multiplied
 from bench.instrument.forms import DEVICE, IS_GPU
 from storm_fast.config import preset
 from storm_fast.engine.precision import choose
 from storm_fast.kernels import attention, backend, categorical, frames, lambda_return, norm, reconstruction, twohot
 from storm_fast.kernels.norm import reference as norm_reference
+from storm_fast.model.onehot import OneHotLinear
 
 _FREE = {"empty", "empty_like", "new_empty", "detach", "_unsafe_view", "set_", "alias"}
 
@@ -189,7 +189,8 @@ def phases() -> dict[str, dict[str, int]]:
         for name, form in forms.items():
             call = form.calls[phase]
             # As on a GPU: autocast's dtypes there, and one-hot products in full (a gather reads what no kernel wrote).
-            with multiplied(), mock.patch.object(norm_reference, "NARROWED", ("cuda", "cpu")):
+            full = mock.patch.object(OneHotLinear, "forward", OneHotLinear.multiplied)
+            with full, mock.patch.object(norm_reference, "NARROWED", ("cuda", "cpu")):
                 with backend.using("reference"):
                     call()  # the first makes an optimiser's moments
                 found.setdefault(phase, {})[name] = count(call, "triton" if name == "kernels" else "reference")

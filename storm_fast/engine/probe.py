@@ -14,6 +14,7 @@ from storm_fast.data.replay import Batch
 from storm_fast.engine import learn
 from storm_fast.engine.precision import Precision
 from storm_fast.model.imagine import Context, draw_uniforms
+from storm_fast.model.past import Cached
 from storm_fast.model.world_model import WorldModel
 
 
@@ -68,12 +69,12 @@ def _replayed(
 ) -> torch.Tensor:
     """Imagine under given actions; the sum of rewards, float64 [B]."""
     B, C = context.action_BC.shape
-    cache = world_model.transformer.new_cache(B, C + action_BT.shape[1])
-    h_BD = world_model.transformer.prefill(context.z_BCZ, context.action_BC, cache)[:, -1]
+    past = Cached(world_model.transformer, B, C + action_BT.shape[1])
+    h_BD = past.read(context.z_BCZ, context.action_BC)[:, -1]
     z_BZ = world_model.predict(h_BD, u_start_BG)
     total_B = torch.zeros(B, dtype=torch.float64, device=action_BT.device)
     for t, action_B in enumerate(action_BT.unbind(1)):
-        h_BD = world_model.transformer.step(z_BZ, action_B, cache, C + t)
+        h_BD = past.step(z_BZ, action_B)
         total_B += world_model.reward(world_model.features(z_BZ, h_BD))
         z_BZ = world_model.predict(h_BD, u_prior_TBG[t])
     return total_B

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from storm_fast.model.agent import Agent, Trajectory
+from storm_fast.model.past import Cached
 from storm_fast.model.world_model import WorldModel
 
 
@@ -62,22 +63,31 @@ def rollout(world_model: WorldModel, agent: Agent, context: Context, u: Uniforms
     Returns:
         Trajectory of T + 1 states and T actions, rewards and ends.
     """
-    C, T = context.action_BC.shape[1], u.action_TB.shape[0]
-    cache = world_model.transformer.new_cache(context.action_BC.shape[0], C + T)
-    h_BD = world_model.transformer.prefill(context.z_BCZ, context.action_BC, cache)[:, -1]
+    (B, C), T = context.action_BC.shape, u.action_TB.shape[0]
+    past = Cached(world_model.transformer, B, C + T)
+    h_BD = past.read(context.z_BCZ, context.action_BC)[:, -1]
     z_BZ = world_model.predict(h_BD, u.start_BG)
     states, actions, features = [agent_state(world_model, agent, z_BZ, h_BD)], [], []
     for t in range(T):
         actions.append(agent.act(states[-1], u.action_TB[t]))
-        h_BD = world_model.transformer.step(z_BZ, actions[-1], cache, C + t)
+        h_BD = past.step(z_BZ, actions[-1])
         features.append(world_model.features(z_BZ, h_BD))
         z_BZ = world_model.predict(h_BD, u.prior_TBG[t])
         states.append(agent_state(world_model, agent, z_BZ, h_BD))
-    # Nothing that is imagined depends on reward or end: both heads run once, over all steps.
+    return Trajectory(torch.stack(states, 1), torch.stack(actions, 1), *outcomes(world_model, agent, features))
+
+
+def outcomes(world_model: WorldModel, agent: Agent, features: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Expected reward_BT and end_BT of imagined steps from the features_BF of each, float32.
+
+    Nothing that is imagined depends on them, so both heads run once, over all steps.
+    """
     features_BTF = torch.stack(features, 1)
-    return Trajectory(
-        torch.stack(states, 1),
-        torch.stack(actions, 1),
-        world_model.reward(features_BTF),
-        agent.end(world_model.end_logit(features_BTF)),
-    )
+    return world_model.reward(features_BTF), agent.end(world_model.end_logit(features_BTF))
+
+
+def outcomes_by_steps(world_model: WorldModel, agent: Agent, features: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """As `outcomes`, with a pass of both heads for every step; the definition."""
+    rewards = [world_model.reward(features_BF) for features_BF in features]
+    ends = [agent.end(world_model.end_logit(features_BF)) for features_BF in features]
+    return torch.stack(rewards, 1), torch.stack(ends, 1)

@@ -2,18 +2,18 @@
 
 import gc
 import weakref
-from collections.abc import Callable, Iterable
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from bench.ablations import uncached, unfolded
 from storm_fast.config import Config
 from storm_fast.data import demonstration
 from storm_fast.data.replay import Replay
@@ -24,12 +24,22 @@ from storm_fast.engine.phases import Phases
 from storm_fast.engine.precision import Precision, choose
 from storm_fast.engine.training import new_training
 from storm_fast.envs import Collector, GymCollector
+from storm_fast.model import imagine
+from storm_fast.model.encoder import Encoder
+from storm_fast.model.past import Reread
 from storm_fast.model.policy import Policy
 from storm_fast.runs.run import Run
 from storm_fast.train import main, train
 from tests.small import EXACT, rows, small_config, weights
 
 PHASES = ("act", "model", "imagine", "agent")
+
+
+@contextmanager
+def definitions() -> Iterator[None]:
+    """Contexts encoded and imagined by the slow twins of what a step runs."""
+    with mock.patch.object(Encoder, "folded", Encoder.forward), mock.patch.object(imagine, "Cached", Reread):
+        yield
 
 
 def started(config: Config, steps: int = 40) -> Phases:
@@ -276,7 +286,7 @@ def test_fifty_steps_of_training_equal_those_of_the_definitions(name: str) -> No
     for slow in (False, True):
         phases = started(CONFIGS[name](small_config()))
         torch.manual_seed(3)
-        with unfolded() if slow else nullcontext(), uncached() if slow else nullcontext():
+        with definitions() if slow else nullcontext():
             for _ in range(50):
                 step(phases)
                 actions.append(phases.action_N.tolist())
@@ -309,7 +319,7 @@ def test_each_of_fifty_steps_in_bf16_agrees_with_the_definitions_in_float32(name
                 slow._trajectory = fast._trajectory._replace(state_BSF=fast._trajectory.state_BSF.float())
             before = moments(fast, phase)
             getattr(fast, f"run_{phase}")()
-            with unfolded(), uncached():
+            with definitions():
                 getattr(slow, f"run_{phase}")()
             if phase == "act":
                 same["actions"].append(fast.action_N == slow.action_N)

@@ -6,7 +6,7 @@ import torch
 from storm_fast.engine import learn
 from storm_fast.engine.precision import choose
 from storm_fast.kernels import categorical
-from storm_fast.model.imagine import Context, agent_state, draw_uniforms, rollout
+from storm_fast.model.imagine import Context, agent_state, draw_uniforms, outcomes, outcomes_by_steps, rollout
 from tests import networks
 
 G, Z, D = networks.SMALL.latents, 24, networks.SMALL.width
@@ -104,3 +104,13 @@ def test_encoded_context_is_in_evaluation_mode() -> None:
     with torch.no_grad():
         assert torch.equal(got.z_BCZ, model.encode(networks.batch().obs_BTYXP, u_BCG))
     assert torch.equal(model.encoder.norms[0].running_mean, before)
+
+
+def test_outcomes_of_all_steps_at_once_are_those_of_each() -> None:
+    model, agent = networks.world_model().eval(), networks.agent().eval()
+    g = torch.Generator().manual_seed(2)
+    features = [torch.randn(6, D if networks.SMALL.predictor_input == "hidden" else Z, generator=g) for _ in range(5)]
+    with torch.no_grad():
+        got, want = (of(model, agent, features) for of in (outcomes, outcomes_by_steps))
+    assert got[0].shape == got[1].shape == (6, 5)
+    torch.testing.assert_close(got, want)
