@@ -184,9 +184,9 @@ def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
 
 
 def pytest_benchmark_update_commit_info(commit_info: dict[str, Any]) -> None:
-    """Where there is no repository, the commit is what STORM_COMMIT says."""
-    if commit_info["id"] == "unversioned" and "STORM_COMMIT" in os.environ:
-        commit_info["id"] = os.environ["STORM_COMMIT"]
+    """The commit is what STORM_COMMIT says, where it is set: a repository around a copied tree is another one."""
+    if "STORM_COMMIT" in os.environ:
+        commit_info.update(id=os.environ["STORM_COMMIT"], dirty=False)
 
 
 def pytest_benchmark_update_json(config: pytest.Config, benchmarks: list[Any], output_json: dict[str, Any]) -> None:

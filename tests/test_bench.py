@@ -122,10 +122,12 @@ def benchmarks(
     ]
     if not file.is_relative_to(ROOT):  # the harness comes with the folder of the project's own
         command += ["-p", "bench.conftest", "--rootdir", ROOT, "-c", ROOT / "pyproject.toml"]
+    # As in a worker of pytest-xdist it would time nothing.
+    outer = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
     return subprocess.run(
         list(map(str, command)),
         cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{plugins}", "CUDA_VISIBLE_DEVICES": ""} | environment,
+        env=outer | {"PYTHONPATH": f"{ROOT}{os.pathsep}{plugins}", "CUDA_VISIBLE_DEVICES": ""} | environment,
         capture_output=True,
         text=True,
         timeout=300,
@@ -825,14 +827,16 @@ def test_parts_make_a_whole(tmp_path: Path) -> None:
         saved_runs.merge(parts)
 
 
-def test_a_run_without_a_repository_has_the_commit_that_is_named() -> None:
-    commit = {"id": "unversioned", "dirty": False}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("STORM_COMMIT", "0123456789")
-        conftest.pytest_benchmark_update_commit_info(commit)
-        of_git = {"id": "abcdef"}
-        conftest.pytest_benchmark_update_commit_info(of_git)
-    assert (commit["id"], of_git["id"]) == ("0123456789", "abcdef")
+@pytest.mark.parametrize("found", ["unversioned", "abcdef"])
+def test_the_commit_that_is_named_goes_before_the_one_that_is_found(
+    found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = {"id": found, "dirty": True}
+    conftest.pytest_benchmark_update_commit_info(commit)
+    assert commit == {"id": found, "dirty": True}
+    monkeypatch.setenv("STORM_COMMIT", "0123456789")
+    conftest.pytest_benchmark_update_commit_info(commit)
+    assert commit == {"id": "0123456789", "dirty": False}
 
 
 def test_a_run_of_no_known_commit_says_so(tmp_path: Path) -> None:

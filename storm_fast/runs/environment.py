@@ -28,11 +28,13 @@ def environment() -> dict[str, Any]:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             versions[package] = "not installed"
+    named = os.environ.get("STORM_COMMIT")
     cuda = torch.cuda.is_available()
     return {
         "command": sys.argv,
-        "commit": git("rev-parse", "HEAD"),
-        "dirty_diff": git("diff", "HEAD"),
+        # Where it is named, a repository around the package is another one.
+        "commit": named or git("rev-parse", "HEAD"),
+        "dirty_diff": None if named else git("diff", "HEAD"),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": versions,

@@ -23,6 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a script, it finds the checkout it lies in
+
 from storm_fast.config import AgentConfig, Config, ModelConfig
 from storm_fast.data.replay import Batch
 from storm_fast.engine import build
@@ -35,7 +37,9 @@ from storm_fast.model.agent import Agent, Trajectory
 from storm_fast.model.imagine import Context, Uniforms, rollout
 from storm_fast.model.world_model import WorldModel
 
-ARRAY = (1e-4, 1e-5)  # tolerance: |difference| <= first * |recorded| + second
+# Tolerance: |difference| <= first * largest |recorded| + second. Not of each element's own size: where large terms
+# cancel, what is left has the rounding of those terms.
+ARRAY = (1e-4, 1e-5)
 LOSS = (1e-4, 1e-7)
 NORM = (1e-3, 1e-9)
 EXACT = (0.0, 0.0)
@@ -71,8 +75,8 @@ def compare(name: str, got: Any, recorded: Any, tolerance: tuple[float, float]) 
     if got.shape != recorded.shape:
         raise ValueError(f"{name}: want shape {recorded.shape}; got {got.shape}")
     difference = np.abs(got - recorded)
-    allowed = tolerance[0] * np.abs(recorded) + tolerance[1]
-    share = np.where(difference == 0, 0, difference / np.maximum(allowed, 1e-300))
+    allowed = tolerance[0] * np.abs(recorded).max(initial=0.0) + tolerance[1]
+    share = np.where(difference == 0, 0, difference / max(allowed, 1e-300))
     return Line(name, float(difference.max()), float(share.max()))
 
 

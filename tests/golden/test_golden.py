@@ -84,6 +84,12 @@ def test_a_value_beyond_tolerance_does_not_pass(wrong: float) -> None:
     assert not check.compare("x", got, recorded, check.ARRAY).passed
 
 
+def test_an_element_that_cancels_is_held_to_the_scale_of_its_quantity() -> None:
+    recorded = torch.tensor([4.7, 1e-6, -2.0])
+    assert check.compare("x", recorded + torch.tensor([0, 2.4e-5, 0]), recorded, check.ARRAY).passed
+    assert not check.compare("x", recorded + torch.tensor([0, 4.7e-3, 0]), recorded, check.ARRAY).passed
+
+
 def test_another_shape_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"want shape \(3,\); got \(1, 3\)"):
         check.compare("x", torch.ones(1, 3), torch.ones(3), check.ARRAY)

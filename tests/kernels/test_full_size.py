@@ -96,7 +96,9 @@ def _norm(
     # Away from a ReLU's corner, at which reference and kernel may round to either side: test_norm_kernel.py has it.
     leaves = [x_ND, weight_D.requires_grad_(), bias_D.requires_grad_()]
     leaves += [] if residual_ND is None else [residual_ND.requires_grad_()]
-    y_ND = norm.layer_norm(x_ND, weight_D, bias_D, 1e-6, residual_ND)
+    # Under autocast, as the model calls it: CUDA's own layer_norm refuses weights of another dtype.
+    with torch.autocast(x_ND.device.type, torch.bfloat16, enabled=x_ND.dtype == torch.bfloat16):
+        y_ND = norm.layer_norm(x_ND, weight_D, bias_D, 1e-6, residual_ND)
     grads = torch.autograd.grad(y_ND, leaves, grad_ND.to(y_ND.dtype))
     return y_ND.detach().to(x_ND.dtype), *grads
 

@@ -320,7 +320,8 @@ def test_unknown_and_missing_fields_are_refused_by_name(group: str | None) -> No
         from_dict(whole)
 
 
-def test_the_environment_tells_commit_and_versions(run: Run) -> None:
+def test_the_environment_tells_commit_and_versions(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("STORM_COMMIT", raising=False)
     told = environment()
     in_git = (Path(__file__).parents[2] / ".git").exists()
     if in_git:
@@ -332,3 +333,9 @@ def test_the_environment_tells_commit_and_versions(run: Run) -> None:
     written = json.loads((run.path / "env.json").read_text())
     assert written["commit"] == told["commit"]
     assert written["packages"] == told["packages"]
+
+
+def test_the_commit_that_is_named_goes_before_that_of_a_repository_around(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STORM_COMMIT", "0123456789")
+    told = environment()
+    assert (told["commit"], told["dirty_diff"]) == ("0123456789", None)
