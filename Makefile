@@ -1,8 +1,8 @@
 # Two commands set up a fresh machine with Python >= 3.11, a C++ compiler and make, and nothing else:
 #   make train        install, train, evaluate: `storm` on a GPU, `tiny` (Freeway) on a CPU
 #   make test         install, run the whole test suite
-# and a third makes README's tables of this machine:
-#   make bench        install, run all benchmarks, store them in bench/results/, write reports and tables
+# and a third measures this machine:
+#   make bench        install, run all benchmarks, store them in bench/results/, write reports and their page
 # More words for the trainer: make train ARGS="--game Breakout --seed 2"
 
 PYTHON ?= python3
@@ -24,7 +24,7 @@ test: $(VENV)/.installed-test
 
 bench: $(VENV)/.installed-bench
 	$(BIN)/python -m pytest bench/ --benchmark-only --store
-	$(BIN)/python -m bench.instrument.report --readme
+	$(BIN)/python -m bench.instrument.report --page
 
 SOURCES := pyproject.toml CMakeLists.txt $(wildcard storm_fast/envs/csrc/*.* storm_fast/envs/csrc/*/*)
 

@@ -1,5 +1,5 @@
-"""The benchmarks as an instrument: what is wrong gets no time, what has become slower is reported, README says what was
-measured.
+"""The benchmarks as an instrument: what is wrong gets no time, what has become slower is reported, the page of results
+says what was measured.
 """
 
 import itertools
@@ -30,7 +30,7 @@ from bench.instrument import (
     ladders,
     machine,
     ours,
-    readme,
+    page,
     released,
     report,
     table,
@@ -570,14 +570,13 @@ def test_stored_runs_report_as_committed(path: Path) -> None:
     assert not run.device["wrong"] | run.device["failed"]
 
 
-def test_readme_states_the_stored_runs() -> None:
-    text = readme.README.read_text()
-    assert readme.put(text, readme.tables(map(saved_runs.load, saved_runs.stored()))) == text
-
-
-def test_a_missing_mark_is_an_error() -> None:
-    with pytest.raises(ValueError, match="measured: step"):
-        readme.put("nothing", {"step": "table"})
+def test_the_page_states_the_stored_runs_with_a_gpu_first() -> None:
+    text = page.PAGE.read_text()
+    assert page.page([(file, saved_runs.load(file)) for file in saved_runs.stored()]) == text
+    assert text.index("NVIDIA H100") < text.index("AMD EPYC")
+    linked = re.findall(r"\]\(([^)]+)\)", text)
+    assert len(linked) > 2
+    assert [name for name in linked if not (page.RESULTS / name).is_file()] == []
 
 
 def rung_of(seconds: Callable[[int], float], order: list[int] | None = None) -> Callable[[int], climb.Rung]:
@@ -792,18 +791,19 @@ def test_a_report_without_ours_leaves_its_ratios_out() -> None:
         cases,
     )
     assert "| collect Pong | peer | 1.00 s |" in report.markdown(run, {})
-    tables = readme.tables([run])
-    assert "| Pong | absent |" in tables["collector"]
-    assert tables["operations"] == "Not yet run on a GPU."
+    stated = page.page([(page.RESULTS / "x" / "benchmarks.json", run)])
+    assert "| Pong | absent |" in stated
+    assert "Not yet run on a GPU." in stated
 
 
-def test_readme_states_spread_and_rounds() -> None:
+def test_the_page_states_spread_and_rounds() -> None:
     ours = {"form": "compiled", "label": "ours (--compile)", "ours": True, "share_of_roof": 0.5}
     over = {"q1": 1.9, "median": 2.0, "q3": 2.1, "rounds": 2}
     cases = [table.Case("step: act", 1.0, 0.1, 5, ours)]
     cases.append(table.Case("step: act", 2.0, 0.1, 2, {"form": "x", "label": "y", "ours": False, "over_ours": over}))
     machine_info = {"device": "a GPU", "cuda": "13", "torch": "2.13"}
-    stated = readme.tables([saved_runs.Run(machine_info, {}, "abc", "today", cases)])["step"]
+    run = saved_runs.Run(machine_info, {"quick": False}, "abc", "today", cases)
+    stated = page.page([(page.RESULTS / "x" / "benchmarks.json", run)])
     assert "a GPU, torch 2.13, commit abc, today, medians of 5 rounds:" in stated
     assert "| phase | ours (--compile) | of roof | y / ours |" in stated
     assert "| act | 1,000.00 ms (IQR 10%) | 50% | 2.00 (1.90 to 2.10, 2 rounds) |" in stated

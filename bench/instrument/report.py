@@ -2,8 +2,8 @@
 
 Stored runs are bench/results/*/benchmarks.json, and the report lies beside them.
 
-`python -m bench.instrument.report FILE...` reports other runs, each beside its file. With `--readme` it also puts
-the tables of bench/results/ into README.md, between its marks; a test holds the two together.
+`python -m bench.instrument.report FILE...` reports other runs, each beside its file. With `--page` it also
+writes bench/results/README.md, the page of all stored runs; a test holds it to them.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from bench.instrument import readme
+from bench.instrument import page
 from bench.instrument.ladders import ladders, plot, power
 from bench.instrument.saved import Run, cases_of, dtype, heading, kernel_cases, load, merge, stored
 from bench.instrument.table import absences, ceilings, duration, faults, limits, markdown_table
@@ -76,7 +76,7 @@ def main() -> None:
     parser.add_argument(
         "files", nargs="*", type=Path, metavar="FILE", help="saved runs (bench/results/*/benchmarks.json)"
     )
-    parser.add_argument("--readme", action="store_true", help="put the tables of bench/results/ into README.md")
+    parser.add_argument("--page", action="store_true", help="write bench/results/README.md of all stored runs")
     parser.add_argument("--merge", type=Path, metavar="TO", help="first make one run TO of all FILEs, and report that")
     arguments = parser.parse_args()
     files = arguments.files or stored()
@@ -92,8 +92,8 @@ def main() -> None:
         report = file.with_name("report.md")
         report.write_text(markdown(run, plot(run, file.parent)))
         sys.stdout.write(f"{report}\n")
-    if arguments.readme:
-        readme.README.write_text(readme.put(readme.README.read_text(), readme.tables(map(load, stored()))))
+    if arguments.page:
+        sys.stdout.write(f"{page.write()}\n")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The clock: what one call takes on a CPU, and what the replay of its graph takes on a GPU, caches flushed before.
 
 On a GPU a call is timed as training runs it, replayed from a CUDA graph, between two events on the device: a host's
-clock around one call would time launches. Not yet run on a GPU.
+clock around one call would time launches.
 """
 
 import os

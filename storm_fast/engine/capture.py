@@ -2,8 +2,6 @@
 
 What may be recorded: a call without arguments that works on tensors which stay where they are, and never makes the
 host wait for the device. `Watch` holds a call to the second, as far as a device, or a CPU in its place, can show it.
-
-Not yet run on a GPU.
 """
 
 import gc

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # NVIDIA's compute-sanitizer over every kernel at small sizes: accesses outside of allocations, races in shared memory.
-# Needs a GPU; says "absent" where the tool, a part of the CUDA toolkit, is not there. Not yet run on a GPU.
+# Needs a GPU; says "absent" where the tool, a part of the CUDA toolkit, is not there.
 #
 #   tests/kernels/sanitize_gpu.sh
 #   PYTHON=...                    a Python that has storm_fast's dependencies (python3)

@@ -377,7 +377,7 @@ def test_what_the_kernels_cannot_take_raises() -> None:
         attention.step_at(torch.zeros(1, 3, 1, 8, device=DEVICE), cache, cache, torch.zeros(2, device=DEVICE))
 
 
-@pytest.mark.gpu  # not yet run on a GPU
+@pytest.mark.gpu
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_at_full_size_values_and_gradients_stay_within_tolerance(dtype: torch.dtype) -> None:
     qkv_BT3HK, grad_BTHK = (randn(16, 64, *rest, 8, 64, seed=3).to(dtype) for rest in ((3,), ()))

@@ -1,4 +1,4 @@
-"""Every op in two settings that need a GPU: at the model's sizes, and replayed from a CUDA graph. Not yet run on a GPU.
+"""Every op in two settings that need a GPU: at the model's sizes, and replayed from a CUDA graph.
 
 The same comparison at small sizes runs everywhere, so that what the GPU is asked is known to be right.
 """
