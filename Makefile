@@ -3,6 +3,7 @@
 #   make test         install, run the whole test suite
 # and a third measures this machine:
 #   make bench        install, run all benchmarks, store them in bench/results/, write reports and their page
+# For those who change it: make check (style, types, who imports whom), make fmt (writes the style).
 # More words for the trainer: make train ARGS="--game Breakout --seed 2"
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ RUN ?= runs/make-train-$(STAMP)
 ARGS ?=
 BIN := $(VENV)/bin
 
-.PHONY: train test bench
+.PHONY: train test bench check fmt
 
 train: $(VENV)/.installed
 	$(BIN)/python -m storm_fast.train --run-dir $(RUN) $(ARGS)
@@ -25,6 +26,20 @@ test: $(VENV)/.installed-test
 bench: $(VENV)/.installed-bench
 	$(BIN)/python -m pytest bench/ --benchmark-only --store
 	$(BIN)/python -m bench.instrument.report --page
+
+CPP := $(shell find storm_fast/envs/csrc -name '*.cpp' -o -name '*.h' -o -name '*.inc')
+
+check: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(CPP)
+	$(BIN)/python -m pytest -q tests/test_imports.py
+
+fmt: $(VENV)/.installed-test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP)
 
 SOURCES := pyproject.toml CMakeLists.txt $(wildcard storm_fast/envs/csrc/*.* storm_fast/envs/csrc/*/*)
 

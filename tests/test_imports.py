@@ -10,7 +10,28 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE, KERNELS = ROOT / "storm_fast", ROOT / "kernels"
-SOURCES = sorted(PACKAGE.glob("*.py")) + sorted(KERNELS.rglob("*.py"))
+# Not through the link: a kernel is storm_fast.kernels wherever its file is found.
+SOURCES = sorted(
+    path
+    for top in (PACKAGE, KERNELS)
+    for path in top.rglob("*.py")
+    if top == KERNELS or path.relative_to(PACKAGE).parts[0] != "kernels"
+)
+
+BASE = ("config", "console", "errors")
+ROOMS = {
+    "config": ("errors",),
+    "console": (),
+    "errors": (),
+    "kernels": (),
+    "envs": ("config", "errors"),
+    "runs": ("config", "errors"),
+    "data": ("config", "errors", "envs.spec"),
+    "model": ("config", "errors", "kernels", "data.replay"),  # of the replay the type of a batch
+    "engine": ("config", "errors", "kernels", "envs", "data", "model", "runs"),
+    "show": ("config", "errors", "kernels", "envs", "data", "model", "runs", "engine"),
+}
+"""What each room may import of storm_fast, beside itself. What is not here is a command: it may import all of them."""
 
 
 def module_name(path: Path) -> str:
@@ -66,9 +87,47 @@ def test_the_sources_are_found() -> None:
     assert {"storm_fast", "storm_fast.train", "storm_fast.config", "storm_fast.kernels", *kernels} <= names
 
 
+def forbidden(module: str, imported: set[str]) -> list[str]:
+    """What a module of storm_fast imports of storm_fast and may not."""
+    room = module.split(".")[1] if "." in module else ""
+    allowed = [f"storm_fast.{name}" for name in ((room, *ROOMS[room]) if room in ROOMS else ROOMS)]
+    ours = (name for name in imported if is_within(name, "storm_fast") and name != "storm_fast")
+    # `from storm_fast.data import replay` names storm_fast.data as well, which holds nothing of its own.
+    bare = {name for name in imported if any(other.startswith(f"{name}.") for other in imported)}
+    return sorted(name for name in ours if name not in bare and not is_within(name, *allowed))
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=module_name)
-def test_nothing_imports_train(path: Path) -> None:
-    assert not [name for name in imports_of(path) if is_within(name, "storm_fast.train")]
+def test_a_room_imports_what_lies_below_it_and_nothing_imports_a_command(path: Path) -> None:
+    assert forbidden(module_name(path), imports_of(path)) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "imported"),
+    [
+        ("storm_fast.model.agent", "storm_fast.engine.learn"),
+        ("storm_fast.model.agent", "storm_fast.data.demonstration"),
+        ("storm_fast.envs.gym", "storm_fast.runs.run"),
+        ("storm_fast.data.replay", "storm_fast.envs.native"),
+        ("storm_fast.runs.run", "storm_fast.console"),
+        ("storm_fast.engine.phases", "storm_fast.train"),
+        ("storm_fast.kernels.norm.op", "storm_fast.errors"),
+        ("storm_fast.sweep", "storm_fast.report"),
+        ("storm_fast", "storm_fast.train"),
+    ],
+)
+def test_an_import_of_what_lies_above_is_found(module: str, imported: str) -> None:
+    package, name = imported.rsplit(".", 1)
+    assert forbidden(module, imports(ast.parse(f"from {package} import {name}"))) == [imported]
+
+
+def test_every_folder_of_the_package_is_a_room() -> None:
+    folders = {
+        path.relative_to(PACKAGE).parts[0]
+        for path in SOURCES
+        if path.parent not in (PACKAGE, KERNELS) and path.is_relative_to(PACKAGE)
+    }
+    assert folders | {"kernels"} == ROOMS.keys() - set(BASE)
 
 
 @pytest.mark.parametrize("path", sorted(KERNELS.rglob("*.py")), ids=module_name)
