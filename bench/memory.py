@@ -9,14 +9,13 @@ import json
 import sys
 from dataclasses import replace
 
-import torch
-
 from bench.instrument import footprint
 from storm_fast.config import Config, preset
 from storm_fast.engine import build
 from storm_fast.engine.phases import Phases
 from storm_fast.engine.precision import choose
 from storm_fast.engine.training import new_training
+from storm_fast.engine.turn import Learner, Turn, first_frames
 
 TURNS, EVERY = 2000, 250
 
@@ -34,18 +33,18 @@ def held_mb(config: Config, turns: int, every: int) -> list[float]:
     build.prepare(config, precision)
     t = new_training(config, precision)
     phases = Phases(config, t, None, precision)
-    obs_NYXP = torch.from_numpy(t.collector.reset(0))
+    learner = Learner(phases)
+    turn = Turn(t.collector, learner, first_frames(t.collector, 0, precision.device))
     held = []
     warm = config.loop.warmup // t.collector.num_envs
-    for turn in range(-warm, turns):
-        phases.see(obs_NYXP)
-        steps = t.collector.step(phases.explore() if turn < 0 else phases.act())
-        phases.append(steps.reward_N, steps.terminated_N | steps.life_lost_N)
-        if turn >= 0:
+    for played in range(-warm, turns):
+        learner.is_warm = played >= 0
+        turn.play()
+        if learner.is_warm:
             phases.update_model()
             phases.imagine()
             phases.update_agent()
-            if (turn + 1) % every == 0:
+            if (played + 1) % every == 0:
                 t.means.pop()
                 held.append(round(footprint.held_mb(), 1))
     return held

@@ -4,8 +4,9 @@ import gc
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import tyro
@@ -16,6 +17,7 @@ from storm_fast.engine import build
 from storm_fast.engine.phases import Phases
 from storm_fast.engine.precision import Precision, choose
 from storm_fast.engine.training import new_training
+from storm_fast.engine.turn import Learner, Turn, first_frames
 from storm_fast.envs import extension
 from storm_fast.errors import InputError
 from storm_fast.runs.environment import environment
@@ -76,28 +78,25 @@ def measure(config: Config, precision: Precision, seconds: float) -> dict[str, f
     build.prepare(config, precision)
     t = new_training(config, precision)
     phases = Phases(config, t, None, precision)
-    obs_NYXP = torch.from_numpy(t.collector.reset(config.seed))
+    learner = Learner(phases)
+    turn = Turn(t.collector, learner, first_frames(t.collector, config.seed, precision.device))
     rows = max(config.model.length, config.imagine.context)
 
-    def play(act: bool) -> None:
-        phases.see(obs_NYXP)
-        steps = t.collector.step(phases.act() if act else phases.explore())
-        phases.append(steps.reward_N, steps.terminated_N | steps.life_lost_N)
-
     for _ in range(rows):
-        play(act=False)
-    calls = {"play": lambda: play(act=True), "model": phases.update_model}
+        turn.play()
+    learner.is_warm = True
+    calls: dict[str, Callable[[], Any]] = {"play": turn.play, "model": phases.update_model}
     calls |= {"imagine": phases.imagine, "agent": phases.update_agent}
     took: dict[str, list[float]] = {name: [] for name in calls}
     started_s = time.perf_counter()
-    turn = 0
-    while turn < 2 or time.perf_counter() - started_s < seconds:
+    played = 0
+    while played < 2 or time.perf_counter() - started_s < seconds:
         for name, call in calls.items():
             before_s = _now_s(precision.device)
             call()
-            if turn > 0:  # the first compiles, captures and allocates
+            if played > 0:  # the first compiles, captures and allocates
                 took[name].append(_now_s(precision.device) - before_s)
-        turn += 1
+        played += 1
     return {name: 1e3 * sorted(s)[len(s) // 2] for name, s in took.items()}
 
 

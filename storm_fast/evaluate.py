@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import tyro
+from torch import Tensor
 from tqdm import tqdm
 
 from storm_fast.config import Config
@@ -22,7 +23,8 @@ from storm_fast.console import say
 from storm_fast.engine import build, scripted
 from storm_fast.engine.precision import Precision, choose
 from storm_fast.engine.probe import reward_probe
-from storm_fast.envs import AnyCollector, spec_of
+from storm_fast.engine.turn import Turn, first_frames
+from storm_fast.envs import AnyCollector, Steps, spec_of
 from storm_fast.errors import InputError
 from storm_fast.model.policy import Policy
 from storm_fast.runs.run import Run
@@ -51,6 +53,26 @@ class Command:
     """of matrix products"""
 
 
+class Evaluated:
+    """A policy that plays and learns nothing."""
+
+    def __init__(self, policy: Policy, generator: torch.Generator, precision: Precision) -> None:
+        self._policy, self._generator, self._precision = policy, generator, precision
+
+    def act(self, obs_NYXP: Tensor) -> npt.NDArray[np.int64]:
+        """Actions drawn from the policy."""
+        seen_NYXP = obs_NYXP.to(self._precision.device, copy=True)
+        with self._precision.autocast():
+            action_N = self._policy.act(seen_NYXP, self._generator)
+        self._policy.remember(seen_NYXP, action_N)
+        return action_N.cpu().numpy()
+
+    def note(self, steps: Steps) -> None:
+        """Let the policy know which episodes are over."""
+        if steps.over_N.any():
+            self._policy.end_episodes(torch.from_numpy(steps.over_N).to(self._precision.device))
+
+
 def play(
     collector: AnyCollector,
     policy: Policy,
@@ -65,20 +87,12 @@ def play(
     """
     N = collector.num_envs
     returns: list[list[float]] = [[] for _ in range(N)]
-    obs_NYXP = collector.reset(seed)
+    obs_NYXP = first_frames(collector, seed, precision.device)
+    turn = Turn(collector, Evaluated(policy, generator, precision), obs_NYXP)
     with tqdm(total=N * episodes, unit="episode", leave=False) as bar:
         while min(map(len, returns)) < episodes:
-            seen_NYXP = torch.from_numpy(obs_NYXP).to(precision.device, copy=True)
-            with precision.autocast():
-                action_N = policy.act(seen_NYXP, generator)
-            policy.remember(seen_NYXP, action_N)
-            collector.send(action_N.cpu().numpy())
-            steps = collector.recv()
-            obs_NYXP = steps.obs_NYXP
-            ended_N = steps.terminated_N | steps.truncated_N
-            if ended_N.any():
-                policy.end_episodes(torch.from_numpy(ended_N).to(precision.device))
-            for i in np.flatnonzero(ended_N):
+            steps = turn.play()
+            for i in np.flatnonzero(steps.over_N):
                 if len(returns[i]) < episodes:
                     returns[i].append(float(steps.episode_return_N[i]))
                     bar.update()

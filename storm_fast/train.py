@@ -41,6 +41,7 @@ from storm_fast.engine.clock import PhaseClock
 from storm_fast.engine.phases import Phases
 from storm_fast.engine.precision import Precision, choose
 from storm_fast.engine.training import Training, new_training
+from storm_fast.engine.turn import Learner, Turn, first_frames
 from storm_fast.envs import Steps, spec_of
 from storm_fast.errors import InputError
 from storm_fast.runs.run import Run, check_free
@@ -107,11 +108,7 @@ def train(run: Run, resumed: bool) -> bool:
     trajectory = _demonstration(run, resumed)
     demonstration = demo.to_replay(trajectory, precision.device) if trajectory is not None else None
     t = new_training(config, precision)
-    # Where the collector writes: memory that the training device can read by itself.
-    obs_NYXP = torch.empty(
-        t.collector.num_envs, *t.spec.frame, dtype=torch.uint8, pin_memory=precision.device.type == "cuda"
-    )
-    t.collector.reset(config.seed, out=obs_NYXP)
+    obs_NYXP = first_frames(t.collector, config.seed, precision.device)
     if resumed:
         checkpoint.restore(run, t)
         run.save_config()
@@ -124,31 +121,23 @@ def train(run: Run, resumed: bool) -> bool:
 
     N = t.collector.num_envs
     phases, clock = Phases(config, t, demonstration, precision), PhaseClock(precision.device)
+    learner = Learner(phases)
+    turn = Turn(t.collector, learner, obs_NYXP, clock)
     writer = SummaryWriter(str(run.path / "tensorboard"), purge_step=t.step + 1 if resumed else None)
     bar = tqdm(total=config.steps, initial=t.step, unit="step", smoothing=0.05, mininterval=1.0)
     logged_s, logged_step, last_return = time.perf_counter(), t.step, float("nan")
     with _interrupts() as interrupted:
         while t.step < config.steps:
-            # Act, and send the actions. What was seen is copied before the games overwrite it.
-            learning = t.step >= loop.warmup
-            with clock("act"):
-                phases.see(obs_NYXP)
-                action_host_N = phases.act() if learning else phases.explore()
+            # Play.
+            learning = learner.is_warm = t.step >= loop.warmup
+            turn.begin()
             before, t.step = t.step, t.step + N
             model_due = _due(before, t.step, loop.model_every) if learning else 0
             agent_due = _due(before, t.step, loop.agent_every) if learning else 0
-            t.collector.send(action_host_N, out=obs_NYXP)
             if loop.overlap:  # the games step while the updates run, which do not know this step yet
                 _learn(config, t, phases, clock, model_due, agent_due)
-            with clock.host("games"):
-                steps = t.collector.recv()
-
-            # Append.
-            with clock("append"):
-                phases.append(steps.reward_N, steps.terminated_N | steps.life_lost_N)
-            ended_N = steps.terminated_N | steps.truncated_N
-            if ended_N.any():
-                phases.end_episodes(ended_N)
+            steps = turn.finish()
+            if steps.over_N.any():
                 episodes = _episodes(t.step, steps)
                 run.append_rows("episodes.jsonl", episodes)
                 last_return = episodes[-1]["return"]
@@ -253,7 +242,7 @@ def _episodes(step: int, steps: Steps) -> list[dict[str, Any]]:
             "length": int(steps.episode_length_N[i]),
             "truncated": bool(steps.truncated_N[i]),
         }
-        for i in np.flatnonzero(steps.terminated_N | steps.truncated_N)
+        for i in np.flatnonzero(steps.over_N)
     ]
 
 

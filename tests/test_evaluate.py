@@ -42,7 +42,7 @@ class ScriptedCollector:
         self.seed = seed
         return self.obs_NYXP
 
-    def send(self, action_N: np.ndarray) -> None:
+    def send(self, action_N: np.ndarray, out: Tensor) -> None:
         """Check that the policy's actions arrive."""
         assert action_N.tolist() == [1] * self.num_envs
 

@@ -6,10 +6,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from storm_fast.config import EnvConfig
 from storm_fast.data.demonstration import KINDS, Arrays
-from storm_fast.envs import check_game, open_collector
+from storm_fast.engine.turn import Turn, first_frames
+from storm_fast.envs import Steps, check_game, open_collector
 from storm_fast.envs.games import make
 from storm_fast.errors import InputError
 
@@ -31,6 +34,25 @@ SCRIPTS = {"Freeway": Script("UP")}
 DEMONSTRATION_PROBABILITY = 0.8  # of the scripted action while a demonstration is recorded
 
 
+class Recorder:
+    """A script that plays one environment; keeps a row of each step, in the order of `KINDS`."""
+
+    def __init__(self, script: Callable[[npt.NDArray[np.uint8]], int]) -> None:
+        self._script = script
+        self.rows: list[tuple[Any, ...]] = []
+
+    def act(self, obs_NYXP: Tensor) -> npt.NDArray[np.int64]:
+        """The script's action on a copy of the frame."""
+        self._obs = obs_NYXP[0].numpy().copy()
+        self._action = self._script(self._obs)
+        return np.array([self._action])
+
+    def note(self, steps: Steps) -> None:
+        """Keep the step."""
+        ends = bool(steps.terminated_N[0]), bool(steps.life_lost_N[0])
+        self.rows.append((self._obs, self._action, steps.reward_N[0], *ends))
+
+
 def play(
     game: str,
     env: EnvConfig,
@@ -40,17 +62,12 @@ def play(
 ) -> Arrays:
     """One episode of one environment under `act(obs) -> action`, in the file's format."""
     collector = open_collector(game, replace(env, num_envs=1, num_threads=1))
-    obs = collector.reset(seed)[0].copy()
-    rows: list[tuple[Any, ...]] = []
-    while max_steps is None or len(rows) < max_steps:
-        action = act(obs)
-        steps = collector.step(np.array([action]))
-        terminated, truncated = bool(steps.terminated_N[0]), bool(steps.truncated_N[0])
-        rows.append((obs, action, steps.reward_N[0], terminated, bool(steps.life_lost_N[0])))
-        if terminated or truncated:
+    recorder = Recorder(act)
+    turn = Turn(collector, recorder, first_frames(collector, seed, torch.device("cpu")))
+    while max_steps is None or len(recorder.rows) < max_steps:
+        if turn.play().over_N[0]:
             break
-        obs = steps.obs_NYXP[0].copy()
-    columns = [np.stack(column) for column in zip(*rows, strict=True)]
+    columns = [np.stack(column) for column in zip(*recorder.rows, strict=True)]
     return dict(zip(KINDS, columns, strict=True))
 
 

@@ -25,6 +25,16 @@ class Steps(NamedTuple):
     episode_length_N: npt.NDArray[np.int64]  # likewise, in steps
     terminal_obs_NYXP: npt.NDArray[np.uint8]  # the ended episode's last frame; meaningful where one ended
 
+    @property
+    def end_N(self) -> npt.NDArray[np.bool_]:
+        """What the world model learns as an end: the game is over or a life is lost. Not a cut by the frame cap."""
+        return self.terminated_N | self.life_lost_N
+
+    @property
+    def over_N(self) -> npt.NDArray[np.bool_]:
+        """Whether the episode is over, by the game or by the frame cap, and a new one has begun."""
+        return self.terminated_N | self.truncated_N
+
 
 class AnyCollector(Protocol):
     """N games side by side. Every collector equals `GymCollector` unless it says otherwise."""
