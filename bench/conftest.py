@@ -137,12 +137,15 @@ def compare(show: Show, measured: dict[str, Rounds], quick: bool, request: pytes
 
 
 def is_last_shape(request: pytest.FixtureRequest) -> bool:
-    """Whether no other shape of the same benchmark comes after this one."""
+    """Whether no other shape of the same operation comes after this one."""
 
     def shape(item: Any) -> dict[str, Any]:
         return {name: value for name, value in item.callspec.params.items() if name != "form"}
 
-    siblings = [item for item in request.session.items if item.function is request.node.function]
+    def operation(item: Any) -> tuple[Any, Any]:
+        return item.function, item.callspec.params.get("spec")
+
+    siblings = [item for item in request.session.items if operation(item) == operation(request.node)]
     return shape(siblings[-1]) == shape(request.node)
 
 

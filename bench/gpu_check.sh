@@ -77,9 +77,7 @@ part() {
         # shellcheck disable=SC2086  # a form is several words
         run golden "$python" tests/golden/check.py tests/golden/released_code_small --device cuda $form
       done ;;
-    step | scaling | collect) benchmark "$1" "bench/bench_$1.py" ;;
-    kernels) benchmark kernels bench --ignore=bench/bench_step.py --ignore=bench/bench_scaling.py \
-      --ignore=bench/bench_collect.py ;;
+    step | scaling | collect | kernels) benchmark "$1" "bench/bench_$1.py" ;;
     launches)
       run launches "$python" -m bench.launches
       run launches "$python" -m bench.launches phases
@@ -100,7 +98,7 @@ for name in "${parts[@]}"; do
   rm -f "$out/$name.txt"
   # Torch names the device, once it is installed.
   if [ "$name" = install ]; then results=$out; else
-    results=$("$python" -c 'from bench import guard; print(guard.stored_path().parent)') || exit 2
+    results=$("$python" -c 'from bench.instrument import guard; print(guard.stored_path().parent)') || exit 2
     mkdir -p "$results"
   fi
   part "$name"

@@ -23,8 +23,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from bench.instrument.forms import DEVICE, IS_GPU
 from storm_fast.config import preset
 from storm_fast.engine.precision import choose
-from storm_fast.kernels import attention, backend, categorical, frames, lambda_return, norm, reconstruction, twohot
+from storm_fast.kernels import backend
 from storm_fast.kernels.norm import reference as norm_reference
+from storm_fast.kernels.spec import Draw, Spec, every, gradients
 from storm_fast.model.onehot import OneHotLinear
 
 _FREE = {"empty", "empty_like", "new_empty", "detach", "_unsafe_view", "set_", "alias"}
@@ -89,89 +90,49 @@ def _recorded(names: list[str]) -> Iterator[None]:
         yield
 
 
-def _counts(call: Callable[[], object]) -> tuple[int, int]:
-    """Launches of the reference and of the kernels."""
-    return count(call, "reference"), count(call, "triton")
-
-
-def _bf16(*shape: int) -> Tensor:
-    return torch.zeros(shape, dtype=torch.bfloat16)
-
-
-def _differentiable(forward: Callable[[Tensor], Tensor], x: Tensor) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Counts of the forward pass, and of the backward pass alone."""
-    x.requires_grad_()
-    out = forward(x.detach())
-    grad = torch.ones(out.shape, dtype=out.dtype)  # dense, as what follows leaves it
-    there = _counts(lambda: forward(x))
-    both = _counts(lambda: torch.autograd.grad(forward(x), x, grad))
-    return there, (both[0] - there[0], both[1] - there[1])
-
-
 def tables() -> dict[str, tuple[int, int]]:
-    """Launches of the reference and of the kernels, by operation."""
-    logits_NC, u_N = _bf16(8, 32), torch.zeros(8)
-    logits_NV, x_N = _bf16(8, 255), torch.zeros(8)
-    post_BTGC, prior_BTGC = (_bf16(2, 3, 4, 32).requires_grad_() for _ in range(2))
-    reward_BT, value_BS = torch.zeros(4, 16), torch.zeros(4, 17)
-    qkv_BT3HK, k_BHSK, v_BHSK = _bf16(2, 8, 3, 8, 64), _bf16(2, 8, 24, 64), _bf16(2, 8, 24, 64)
-    obs_NYXP, index_N = torch.zeros(3, 64, 64, 3, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64)
-    found = {"draw": _counts(lambda: categorical.draw(logits_NC, u_N, 0.01))}
-    found["sample"], found["sample, backward"] = _differentiable(
-        lambda x: categorical.sample(x, u_N, 0.01), logits_NC.clone()
-    )
-
-    def kl() -> tuple[Tensor, ...]:
-        return categorical.kl_losses(post_BTGC, prior_BTGC, 0.01, 1.0, "batch")
-
-    there = _counts(kl)
-    ones = torch.ones(()), torch.ones(())
-    both = _counts(lambda: torch.autograd.grad(kl()[:2], (post_BTGC, prior_BTGC), ones))
-    found["KL losses"], found["KL losses, backward"] = there, (both[0] - there[0], both[1] - there[1])
-    found["loss"], found["loss, backward"] = _differentiable(lambda x: twohot.loss(x, x_N), logits_NV.clone())
-    found["encode"] = _counts(lambda: twohot.encode(x_N, 255))
-    found["decode"], found["decode, backward"] = _differentiable(twohot.decode, logits_NV.clone())
-    found["lambda-return"] = _counts(
-        lambda: lambda_return.lambda_return(reward_BT, reward_BT, value_BS, 0.985, 0.95, "current")
-    )
-    found["reach weights"] = _counts(lambda: lambda_return.reach_weights(reward_BT, 0.985))
-    found["attention"], found["attention, backward"] = _differentiable(
-        lambda x: attention.attend(x, 0.1), qkv_BT3HK.clone()
-    )
-    found["prefill"] = _counts(lambda: attention.prefill(qkv_BT3HK, k_BHSK, v_BHSK))
-    qkv_B3HK = qkv_BT3HK[:, 0].contiguous()
-    found["step"] = _counts(lambda: attention.step(qkv_B3HK, k_BHSK, v_BHSK, 8))
-    found["reconstruction"], found["reconstruction, backward"] = _differentiable(
-        lambda x: reconstruction.squared_error(x, obs_NYXP),
-        _bf16(3, 3, 64, 64).contiguous(memory_format=torch.channels_last),
-    )
-    x_ND, weight_D = _bf16(8, 512), torch.ones(512)
-
-    def normed(x_ND: Tensor, residual_ND: Tensor | None, relu: bool) -> Tensor:
-        if backend.chosen() == "triton":
-            return norm.layer_norm(x_ND, weight_D, weight_D, 1e-6, residual_ND, relu)
-        # As autocast runs it on a GPU: from float32, which the sum with a float32 residual is, and back for a product.
-        x_ND = x_ND.float() if residual_ND is None else x_ND
-        return norm.layer_norm(x_ND, weight_D, weight_D, 1e-6, residual_ND, relu).to(torch.bfloat16)
-
-    found["norm, ReLU"], found["norm, ReLU, backward"] = _differentiable(
-        lambda x: normed(x, None, relu=True), x_ND.clone()
-    )
-    # The residual is what the norm before has left: float32 of eager autocast, bf16 of the kernel.
-    wide_ND, narrow_ND = torch.zeros(8, 512), _bf16(8, 512)
-    found["residual, norm"], found["residual, norm, backward"] = _differentiable(
-        lambda x: normed(x, narrow_ND if backend.chosen() == "triton" else wide_ND, relu=False), x_ND.clone()
-    )
-    for name, index in (("normalise", None), ("gather and normalise", index_N)):
-
-        def image(index_N: Tensor | None = index) -> Tensor:
-            last = torch.channels_last
-            if index_N is None:
-                return frames.normalise(obs_NYXP, None, torch.bfloat16, last)
-            return frames.gather(obs_NYXP, index_N, None, torch.bfloat16, last)
-
-        found[name] = _counts(image)
+    """Launches of the reference and of the kernels: of each operation's pass forward, and backward where it has one."""
+    found = {}
+    for spec in every():
+        if not spec.full:
+            continue
+        # No count depends on the number of rows. The widths are the model's.
+        sizes = min(use.sizes for use in spec.full.values())
+        forward, both = (tuple(_launches(spec, sizes, k, takes) for k in ("reference", "triton")) for takes in _PASSES)
+        found[spec.name] = forward
+        if spec.learns and any(use.learns for use in spec.full.values()):
+            found[f"{spec.name}, backward"] = both[0] - forward[0], both[1] - forward[1]
     return found
+
+
+_PASSES = (False, True)
+
+
+def _launches(spec: Spec, sizes: tuple[int, ...], kernels: backend.Backend, takes_gradients: bool) -> int:
+    """Of one call in bf16, of its gradients as well if they are to be taken."""
+    learns = spec.learns and takes_gradients
+    inputs = spec.inputs(Draw(0, DEVICE, spec.measured_dtype, learns), *sizes)
+
+    def call() -> None:
+        out = spec.call(*inputs)
+        if learns:
+            gradients(out, inputs, incoming)
+
+    with _narrowed(), backend.using("reference"):
+        results = spec.call(*inputs)
+        # Dense, as what follows leaves them.
+        incoming = tuple(torch.ones(x.shape, dtype=x.dtype, device=DEVICE) for x in _results(results) if learns)
+    with _narrowed():
+        return count(call, kernels)
+
+
+def _results(out: Tensor | tuple[Tensor, ...]) -> list[Tensor]:
+    return [x for x in ((out,) if isinstance(out, Tensor) else out) if x.requires_grad]
+
+
+def _narrowed() -> Any:
+    """Autocast's dtypes of a normalisation as they are on a GPU."""
+    return mock.patch.object(norm_reference, "NARROWED", ("cuda", "cpu"))
 
 
 def phases() -> dict[str, dict[str, int]]:
@@ -190,7 +151,7 @@ def phases() -> dict[str, dict[str, int]]:
             call = form.calls[phase]
             # As on a GPU: autocast's dtypes there, and one-hot products in full (a gather reads what no kernel wrote).
             full = mock.patch.object(OneHotLinear, "forward", OneHotLinear.multiplied)
-            with full, mock.patch.object(norm_reference, "NARROWED", ("cuda", "cpu")):
+            with full, _narrowed():
                 with backend.using("reference"):
                     call()  # the first makes an optimiser's moments
                 found.setdefault(phase, {})[name] = count(call, "triton" if name == "kernels" else "reference")
@@ -209,7 +170,6 @@ if __name__ == "__main__":
     if sys.argv[1:] == ["phases"]:
         _print_phases()
         sys.exit()
-    torch.set_default_device(DEVICE)
     sys.stdout.write("| | eager launches | kernel launches |\n|---|---|---|\n")
     for operation, (eager, kernels) in tables().items():
         sys.stdout.write(f"| {operation} | {eager} | {kernels} |\n")

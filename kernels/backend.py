@@ -1,16 +1,18 @@
 """Which implementation the public functions of every op run: the PyTorch references or the Triton kernels."""
 
+import importlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
-from typing import Any, Literal
+from typing import Any, Literal, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
 Backend = Literal["auto", "reference", "triton"]
-Ops = Mapping[str, tuple[Callable[..., Any], Callable[..., Any]]]
+P = ParamSpec("P")
+R = TypeVar("R")
 
 # Triton's default changes from fused to unfused multiply-adds with 3.10, and 3.9 warns until one is chosen. Ours is
 # fused with every version: faster, and rounded once.
@@ -62,15 +64,31 @@ def _on_its_device(launch: Callable[..., Any]) -> Callable[..., Any]:
     return guarded
 
 
-def register(ops: Ops) -> None:
-    """Define torch ops `storm_fast::...` from their schemas, each with what runs it and what tells its shapes.
+def op(name: str, launcher: str, mutates: tuple[str, ...] = ()) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Make the decorated function, which gives results of the right shapes, the torch op `storm_fast::name`.
 
-    What runs it launches a kernel, on any device, that of its first argument, a tensor: one of a CPU reaches it in
-    Triton's interpreter alone.
+    Its annotations are the op's schema, its body is what torch.compile traces; what runs is `launcher`, called with the
+    same arguments, the first of which is a tensor. A tensor of a CPU reaches it in Triton's interpreter alone.
+
+    Args:
+        name: the op's.
+        launcher: `<operation>.<function>` in kernels/<operation>/kernel.py, which is imported when the op first runs: a
+            process that uses the references alone never loads Triton.
+        mutates: parameters that are written in place.
     """
-    for schema, (launch, fake) in ops.items():
-        name = "storm_fast::" + schema[: schema.index("(")]
-        torch.library.define(name, schema[schema.index("(") :])
-        torch.library.impl(name, "cpu", launch)
-        torch.library.impl(name, "cuda", _on_its_device(launch))
-        torch.library.register_fake(name, fake)
+    folder, function = launcher.split(".")
+
+    def launch(*arguments: Any) -> Any:
+        kernel = importlib.import_module(f"storm_fast.kernels.{folder}.kernel")
+        return getattr(kernel, function)(*arguments)
+
+    def decorate(shapes: Callable[P, R]) -> Callable[P, R]:
+        full = f"storm_fast::{name}"
+        torch.library.define(full, torch.library.infer_schema(shapes, mutates_args=mutates))
+        torch.library.impl(full, "cpu", launch)
+        torch.library.impl(full, "cuda", _on_its_device(launch))
+        torch.library.register_fake(full, shapes)
+        made: Callable[P, R] = getattr(torch.ops.storm_fast, name).default
+        return made
+
+    return decorate

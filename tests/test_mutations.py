@@ -1,20 +1,33 @@
 """The list of faults: each can be made, and the run tests the copy that has it."""
 
+import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from storm_fast.kernels.spec import folders
 from tests import mutations
 
 
 @pytest.mark.parametrize("name", mutations.FAULTS)
-def test_what_a_fault_replaces_stands_in_its_kernel_exactly_once(name: str) -> None:
+def test_a_fault_changes_one_line_of_its_kernel_to_another_that_is_python(name: str) -> None:
     fault = mutations.FAULTS[name]
     text = (mutations.ROOT / "kernels" / fault.op / "kernel.py").read_text()
-    assert text.count(fault.right) == 1
-    assert fault.wrong != fault.right
+    wrong = fault.put(text)
+    ((before, after),) = [x for x in zip(text.splitlines(), wrong.splitlines(), strict=True) if x[0] != x[1]]
+    assert before.split("  # mutation ")[0].strip() != after.strip()
+    ast.parse(wrong)
+
+
+def test_every_place_that_is_marked_has_a_fault() -> None:
+    for op in folders():
+        marked = re.findall(
+            r"# mutation (\S+)$", (mutations.ROOT / "kernels" / op / "kernel.py").read_text(), re.MULTILINE
+        )
+        assert set(marked) == {fault.place for fault in mutations.FAULTS.values() if fault.op == op}
 
 
 def test_a_run_imports_the_copy_though_a_finder_of_an_editable_install_comes_first(tmp_path: Path) -> None:

@@ -4,4 +4,3 @@ from storm_fast.kernels.attention.op import attend as attend
 from storm_fast.kernels.attention.op import dropout_mask as dropout_mask
 from storm_fast.kernels.attention.op import prefill as prefill
 from storm_fast.kernels.attention.op import step as step
-from storm_fast.kernels.attention.op import step_at as step_at

@@ -23,16 +23,18 @@ def _is_kept(seed, bh, t_T, start, T, dropout, BLOCK_S: tl.constexpr):
     # Philox draws four words at once, for four neighbouring keys: a quarter of the registers that one a key would take.
     # int32 holds B H T T up to 2^33; beyond, places repeat and weights far apart share a draw.
     four_S = start // 4 + tl.arange(0, BLOCK_S // 4)
+    # mutation attention-same-dropout
     place_TS = ((bh * T + t_T)[:, None] * ((T + 3) // 4) + four_S[None, :]).to(tl.int32)
     u0_TS, u1_TS, u2_TS, u3_TS = tl.rand4x(seed, place_TS)
     u_TS22 = tl.join(tl.join(u0_TS, u2_TS), tl.join(u1_TS, u3_TS))
-    return tl.reshape(u_TS22, (t_T.shape[0], BLOCK_S)) >= dropout
+    return tl.reshape(u_TS22, (t_T.shape[0], BLOCK_S)) >= dropout  # mutation attention-dropout-keeps
 
 
 @triton.jit
 def _weights(q_TK, k_SK, t_T, s_S, T, scale):
     """Scores [T, S] in float32, -inf where a key is in the future or beyond the sequence."""
-    score_TS = _dot(q_TK, tl.trans(k_SK)) * scale
+    score_TS = _dot(q_TK, tl.trans(k_SK)) * scale  # mutation attention-scale-missing
+    # mutation attention-future-seen
     return tl.where((s_S[None, :] <= t_T[:, None]) & (s_S < T)[None, :], score_TS, -float("inf"))
 
 
@@ -61,7 +63,7 @@ def _attend_fwd(
     b, h = (bh // H).to(tl.int64), bh % H
     t, s = tl.program_id(1) * BLOCK_T + tl.arange(0, BLOCK_T), tl.arange(0, BLOCK_S)
     kk = tl.arange(0, BLOCK_K)
-    head_ptr = qkv_ptr + b * T * 3 * H * K + h * K
+    head_ptr = qkv_ptr + b * T * 3 * H * K + h * K  # mutation attention-heads-q
     is_q_TK, is_k_SK = (t < T)[:, None] & (kk < K)[None, :], (s < T)[:, None] & (kk < K)[None, :]
     in_TK, in_SK = t[:, None] * (3 * H * K) + kk[None, :], s[:, None] * (3 * H * K) + kk[None, :]
     if CACHE and BLOCK_T < BLOCK_S:
@@ -76,6 +78,7 @@ def _attend_fwd(
     v_SK = tl.load(head_ptr + 2 * H * K + in_SK, mask=is_k_SK, other=0.0)
     if CACHE and BLOCK_T == BLOCK_S:
         cache_SK = bh.to(tl.int64) * S_CACHE * K + s[:, None] * K + kk[None, :]
+        # mutation prefill-values-cached
         tl.store(k_cache_ptr + cache_SK, k_SK.to(k_cache_ptr.dtype.element_ty), mask=is_k_SK)
         tl.store(v_cache_ptr + cache_SK, v_SK.to(v_cache_ptr.dtype.element_ty), mask=is_k_SK)
     score_TS = _weights(q_TK, k_SK, t, s, T, scale)
@@ -87,7 +90,7 @@ def _attend_fwd(
     p_TS = p_TS / sum_T[:, None]
     if DROPOUT:
         kept_TS = _is_kept(tl.load(seed_ptr), bh, t, 0, T, dropout, BLOCK_S)
-        p_TS = tl.where(kept_TS, p_TS / (1.0 - dropout), 0.0)
+        p_TS = tl.where(kept_TS, p_TS / (1.0 - dropout), 0.0)  # mutation attention-dropout-without
     out_TK = _dot(p_TS.to(v_SK.dtype), v_SK)
     out_ptr += b * T * H * K + h * K
     tl.store(out_ptr + t[:, None] * (H * K) + kk[None, :], out_TK.to(out_ptr.dtype.element_ty), mask=is_q_TK)
@@ -102,8 +105,9 @@ def _pair(q_TK, k_SK, v_SK, grad_TK, lse_T, delta_T, seed, bh, t, start, T, scal
     met_TS = p_TS
     if DROPOUT:
         kept_TS = _is_kept(seed, bh, t, start, T, dropout, BLOCK_S)
-        met_TS = tl.where(kept_TS, p_TS / (1.0 - dropout), 0.0)
+        met_TS = tl.where(kept_TS, p_TS / (1.0 - dropout), 0.0)  # mutation attention-backward-dropout
         dp_TS = tl.where(kept_TS, dp_TS / (1.0 - dropout), 0.0)
+    # mutation attention-backward-delta
     return met_TS.to(q_TK.dtype), (p_TS * (dp_TS - delta_T[:, None]) * scale).to(q_TK.dtype)
 
 
@@ -153,6 +157,7 @@ def _attend_bwd(
     dv_TK = tl.zeros([BLOCK_T, BLOCK_K], tl.float32)
 
     for i in range(BLOCKS):
+        # mutation attention-backward-later
         if i >= mine:  # later queries meet my keys
             t = i * BLOCK_T + row
             q_TK = _load_block(head_ptr, i * BLOCK_T, IN, T, K, BLOCK_T, BLOCK_K)
@@ -205,41 +210,37 @@ def _step_fwd(
     qkv_ptr,
     k_cache_ptr,
     v_cache_ptr,
-    position_ptr,
     out_ptr,
     position,
     S_CACHE,
     scale,
     H: tl.constexpr,
     K: tl.constexpr,
-    AT: tl.constexpr,
     BLOCK_S: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """One query of one head against its cache. AT: each sequence's position is read from the device."""
+    """One query of one head against its cache."""
     bh = tl.program_id(0)
     b, h = (bh // H).to(tl.int64), bh % H
     s, kk = tl.arange(0, BLOCK_S), tl.arange(0, BLOCK_K)
-    place = tl.load(position_ptr + b).to(tl.int32) if AT else position
     head_ptr = qkv_ptr + b * 3 * H * K + h * K
     q_K = tl.load(head_ptr + kk, mask=kk < K, other=0.0)
     k_K = tl.load(head_ptr + H * K + kk, mask=kk < K, other=0.0)
     v_K = tl.load(head_ptr + 2 * H * K + kk, mask=kk < K, other=0.0)
     cache = bh.to(tl.int64) * S_CACHE * K
-    is_new_K = kk < tl.where((place >= 0) & (place < S_CACHE), K, 0)
-    tl.store(k_cache_ptr + cache + place * K + kk, k_K.to(k_cache_ptr.dtype.element_ty), mask=is_new_K)
-    tl.store(v_cache_ptr + cache + place * K + kk, v_K.to(v_cache_ptr.dtype.element_ty), mask=is_new_K)
+    # mutation step-written-place
+    tl.store(k_cache_ptr + cache + position * K + kk, k_K.to(k_cache_ptr.dtype.element_ty), mask=kk < K)
+    tl.store(v_cache_ptr + cache + position * K + kk, v_K.to(v_cache_ptr.dtype.element_ty), mask=kk < K)
     # What was just stored is taken from registers: no fence, and no read of a place that others may not have written.
-    # A position beyond the cache is the caller's error; it must not become a read beyond the cache.
-    is_old_SK = ((s < place) & (s < S_CACHE))[:, None] & (kk < K)[None, :]
+    is_old_SK = (s < position)[:, None] & (kk < K)[None, :]
     old_SK = cache + s[:, None] * K + kk[None, :]
     k_SK = tl.load(k_cache_ptr + old_SK, mask=is_old_SK, other=0.0).to(tl.float32)
     v_SK = tl.load(v_cache_ptr + old_SK, mask=is_old_SK, other=0.0).to(tl.float32)
-    is_mine_S1 = (s == place)[:, None]
+    is_mine_S1 = (s == position)[:, None]  # mutation step-stale-row
     k_SK = tl.where(is_mine_S1, k_K.to(tl.float32)[None, :], k_SK)
     v_SK = tl.where(is_mine_S1, v_K.to(tl.float32)[None, :], v_SK)
     score_S = tl.sum(q_K.to(tl.float32)[None, :] * k_SK, 1) * scale
-    score_S = tl.where(s <= place, score_S, -float("inf"))
+    score_S = tl.where(s <= position, score_S, -float("inf"))  # mutation step-oldest-key
     p_S = tl.exp(score_S - tl.max(score_S, 0))
     out_K = tl.sum(p_S[:, None] * v_SK, 0) / tl.sum(p_S, 0)
     tl.store(out_ptr + b * H * K + h * K + kk, out_K.to(out_ptr.dtype.element_ty), mask=kk < K)
@@ -353,27 +354,22 @@ def mask_fwd(seed: Tensor, B: int, H: int, T: int, dropout: float) -> Tensor:
     return kept_BHTT
 
 
-def step_fwd(qkv_B3HK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, position: int | Tensor) -> Tensor:
-    """Attended values [B, H, K] of one new step each; its key and value go to place `position`, an int or int [B]."""
+def step_fwd(qkv_B3HK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, position: int) -> Tensor:
+    """Attended values [B, H, K] of one new step each; its key and value go to place `position`, below S."""
     B, _, H, K = qkv_B3HK.shape
     out_BHK = torch.empty((B, H, K), dtype=qkv_B3HK.dtype, device=qkv_B3HK.device)
-    S = k_BHSK.shape[2]
-    is_tensor = isinstance(position, Tensor)
-    # A known position bounds the tile: the early steps of a rollout hold a third of the last's.
-    longest = S if is_tensor else min(S, position + 1)
-    BLOCK_S, BLOCK_K = triton.next_power_of_2(longest), triton.next_power_of_2(K)
+    # The position bounds the tile: the early steps of a rollout hold a third of the last's.
+    BLOCK_S, BLOCK_K = triton.next_power_of_2(position + 1), triton.next_power_of_2(K)
     _step_fwd[(B * H,)](
         qkv_B3HK.contiguous(),
         k_BHSK,
         v_BHSK,
-        position if is_tensor else out_BHK,
         out_BHK,
-        0 if is_tensor else position,
-        S,
+        position,
+        k_BHSK.shape[2],
         K**-0.5,
         H,
         K,
-        AT=is_tensor,
         BLOCK_S=BLOCK_S,
         BLOCK_K=BLOCK_K,
         num_warps=_step_warps(BLOCK_S * BLOCK_K),

@@ -79,17 +79,3 @@ def step(qkv_B3HK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, position: int) -> Ten
     seen = slice(0, position + 1)
     out_BH1K = _weighted(q_BHK[:, :, None], k_BHSK[:, :, seen], v_BHSK[:, :, seen], None, 0.0)
     return out_BH1K[:, :, 0]
-
-
-def step_at(qkv_B3HK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, position_B: Tensor) -> Tensor:
-    """As `step`, each sequence at a position of its own, in [0, S), which is read on the device and not checked."""
-    q_BHK, k_BHK, v_BHK = qkv_B3HK.unbind(1)
-    row_B = torch.arange(len(position_B), device=position_B.device)
-    k_BHSK[row_B, :, position_B] = k_BHK.to(k_BHSK.dtype)
-    v_BHSK[row_B, :, position_B] = v_BHK.to(v_BHSK.dtype)
-    place_S = torch.arange(k_BHSK.shape[2], device=position_B.device)
-    seen_B11S = (place_S <= position_B[:, None])[:, None, None]
-    # Places not yet written may hold anything, and 0 times a NaN is one.
-    written_BHSK = seen_B11S.transpose(-1, -2)
-    k_seen_BHSK, v_seen_BHSK = (x.masked_fill(~written_BHSK, 0) for x in (k_BHSK, v_BHSK))
-    return _weighted(q_BHK[:, :, None], k_seen_BHSK, v_seen_BHSK, seen_B11S, 0.0)[:, :, 0]

@@ -37,10 +37,11 @@ def _sample_fwd(
     n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)  # int64: N * C may pass 2**31
     c = tl.arange(0, BLOCK_C)
     is_row_N, offset_NC = n < N, n[:, None] * C + c[None, :]
+    # mutation draw-unimix-dropped
     p_NC = (1 - UNIMIX) * _softmax(_load_logits(logits_ptr, offset_NC, is_row_N, c, C)) + UNIMIX / C
     u_N = tl.load(u_ptr + n, mask=is_row_N, other=0.0)
     # The last edge is left out: rounding may put it below 1, and no draw may pass it.
-    is_passed_NC = (tl.cumsum(p_NC, 1) <= u_N[:, None]) & (c < C - 1)[None, :]
+    is_passed_NC = (tl.cumsum(p_NC, 1) <= u_N[:, None]) & (c < C - 1)[None, :]  # mutation draw-an-edge
     index_N = tl.sum(is_passed_NC.to(tl.int32), 1)
     if ONEHOT:
         # No class can be drawn where a probability is no number: the sample is none either.
@@ -48,7 +49,7 @@ def _sample_fwd(
         is_kept_NC = is_row_N[:, None] & (c < C)[None, :]
         tl.store(out_ptr + offset_NC, onehot_NC.to(out_ptr.dtype.element_ty), mask=is_kept_NC)
     else:
-        tl.store(out_ptr + n, index_N.to(tl.int64), mask=is_row_N)
+        tl.store(out_ptr + n, index_N.to(tl.int64), mask=is_row_N)  # mutation draw-rows-tail
 
 
 @triton.jit
@@ -67,15 +68,16 @@ def _sample_bwd(
     is_row_N, offset_NC = n < N, n[:, None] * C + c[None, :]
     is_kept_NC = is_row_N[:, None] & (c < C)[None, :]
     s_NC = _softmax(_load_logits(logits_ptr, offset_NC, is_row_N, c, C))
+    # mutation sample-backward-factor
     grad_NC = (1 - UNIMIX) * tl.load(grad_ptr + offset_NC, mask=is_kept_NC, other=0.0).to(tl.float32)
-    out_NC = s_NC * (grad_NC - tl.sum(s_NC * grad_NC, 1)[:, None])
+    out_NC = s_NC * (grad_NC - tl.sum(s_NC * grad_NC, 1)[:, None])  # mutation sample-backward-mean
     tl.store(out_ptr + offset_NC, out_NC.to(out_ptr.dtype.element_ty), mask=is_kept_NC)
 
 
 @triton.jit
 def _row_start(n, T, stride_b, stride_t):
     """Where row n = b T + t of a [B, T, G, C] view begins; G and C are dense."""
-    return (n // T) * stride_b + (n % T) * stride_t
+    return (n // T) * stride_b + (n % T) * stride_t  # mutation kl-strides-window
 
 
 @triton.jit
@@ -98,7 +100,7 @@ def _kl_fwd(
     g, c = tl.arange(0, BLOCK_G), tl.arange(0, BLOCK_C)
     is_row_G, offset_GC = g < G, g[:, None] * C + c[None, :]
     post_ptr += _row_start(n, T, post_stride_b, post_stride_t)
-    prior_ptr += _row_start(n, T, prior_stride_b, prior_stride_t)
+    prior_ptr += _row_start(n, T, prior_stride_b, prior_stride_t)  # mutation kl-prior-read
     p_GC = (1 - UNIMIX) * _softmax(_load_logits(post_ptr, offset_GC, is_row_G, c, C)) + UNIMIX / C
     q_GC = (1 - UNIMIX) * _softmax(_load_logits(prior_ptr, offset_GC, is_row_G, c, C)) + UNIMIX / C
     kl_GC = tl.where(is_row_G[:, None] & (c < C)[None, :], p_GC * (tl.log(p_GC) - tl.log(q_GC)), 0.0)
@@ -116,11 +118,11 @@ def _kl_reduce(kl_ptr, out_ptr, N, free_nats, PER_STEP: tl.constexpr, BLOCKS: tl
         kl_N = tl.load(kl_ptr + i * BLOCK_N + n, mask=is_row_N, other=0.0)
         sum_N += kl_N
         # A KL that is no number must show in the loss, as in the reference; a plain maximum would hide it.
-        at_least_N = tl.maximum(kl_N, free_nats, propagate_nan=tl.PropagateNan.ALL)
+        at_least_N = tl.maximum(kl_N, free_nats, propagate_nan=tl.PropagateNan.ALL)  # mutation kl-nan-hidden
         free_N += tl.where(is_row_N, at_least_N, 0.0)
     mean = tl.sum(sum_N, 0) / N
-    free_mean = tl.maximum(mean, free_nats, propagate_nan=tl.PropagateNan.ALL)
-    loss = tl.sum(free_N, 0) / N if PER_STEP else free_mean
+    free_mean = tl.maximum(mean, free_nats, propagate_nan=tl.PropagateNan.ALL)  # mutation kl-nan-hidden-from
+    loss = tl.sum(free_N, 0) / N if PER_STEP else free_mean  # mutation kl-free-nats-per
     tl.store(out_ptr, loss)
     tl.store(out_ptr + 1, loss)
     tl.store(out_ptr + 2, mean)
@@ -154,14 +156,14 @@ def _kl_bwd(
     is_row_G, offset_GC = g < G, g[:, None] * C + c[None, :]
     is_kept_GC = is_row_G[:, None] & (c < C)[None, :]
     post_ptr += _row_start(n, T, post_stride_b, post_stride_t)
-    prior_ptr += _row_start(n, T, prior_stride_b, prior_stride_t)
+    prior_ptr += _row_start(n, T, prior_stride_b, prior_stride_t)  # mutation kl-backward-prior
     s_GC = _softmax(_load_logits(post_ptr, offset_GC, is_row_G, c, C))
     r_GC = _softmax(_load_logits(prior_ptr, offset_GC, is_row_G, c, C))
     p_GC, q_GC = (1 - UNIMIX) * s_GC + UNIMIX / C, (1 - UNIMIX) * r_GC + UNIMIX / C
 
     nats = tl.load(kl_ptr + n) if PER_STEP else tl.load(out_ptr + 2)
-    share = tl.where(nats >= free_nats, (1 - UNIMIX) / N, 0.0)
-    to_prior, to_post = tl.load(grad_ptr) * share, tl.load(grad_ptr + 1) * share
+    share = tl.where(nats >= free_nats, (1 - UNIMIX) / N, 0.0)  # mutation kl-free-nats
+    to_prior, to_post = tl.load(grad_ptr) * share, tl.load(grad_ptr + 1) * share  # mutation kl-gradients-wrong
 
     # d KL / d p = log p - log q + 1, whose constant a softmax's gradient ignores; d KL / d q = -p / q.
     dp_GC = tl.where(is_kept_GC, tl.log(p_GC) - tl.log(q_GC), 0.0)

@@ -8,54 +8,31 @@ from torch import Tensor
 from storm_fast.kernels import backend
 from storm_fast.kernels.categorical import reference
 
-# kernel.py is imported where it runs: a process that uses the references alone never loads Triton.
 
-
+@backend.op("categorical_sample", "categorical.sample_fwd")
 def _sample(logits_NC: Tensor, u_N: Tensor, unimix: float) -> Tensor:
-    from storm_fast.kernels.categorical import kernel
-
-    return kernel.sample_fwd(logits_NC, u_N, unimix)
-
-
-def _sample_fake(logits_NC: Tensor, u_N: Tensor, unimix: float) -> Tensor:
     return logits_NC.new_empty(logits_NC.shape)
 
 
+@backend.op("categorical_draw", "categorical.draw_fwd")
 def _draw(logits_NC: Tensor, u_N: Tensor, unimix: float) -> Tensor:
-    from storm_fast.kernels.categorical import kernel
-
-    return kernel.draw_fwd(logits_NC, u_N, unimix)
-
-
-def _draw_fake(logits_NC: Tensor, u_N: Tensor, unimix: float) -> Tensor:
     return logits_NC.new_empty((logits_NC.shape[0],), dtype=torch.int64)
 
 
+@backend.op("categorical_sample_backward", "categorical.sample_bwd")
 def _sample_backward(grad_NC: Tensor, logits_NC: Tensor, unimix: float) -> Tensor:
-    from storm_fast.kernels.categorical import kernel
-
-    return kernel.sample_bwd(grad_NC, logits_NC, unimix)
-
-
-def _sample_backward_fake(grad_NC: Tensor, logits_NC: Tensor, unimix: float) -> Tensor:
     return logits_NC.new_empty(logits_NC.shape)
 
 
+@backend.op("categorical_kl", "categorical.kl_fwd")
 def _kl(
-    post_BTGC: Tensor, prior_BTGC: Tensor, unimix: float, free_nats: float, per_step: bool
-) -> tuple[Tensor, Tensor]:
-    from storm_fast.kernels.categorical import kernel
-
-    return kernel.kl_fwd(post_BTGC, prior_BTGC, unimix, free_nats, per_step)
-
-
-def _kl_fake(
     post_BTGC: Tensor, prior_BTGC: Tensor, unimix: float, free_nats: float, per_step: bool
 ) -> tuple[Tensor, Tensor]:
     B, T = post_BTGC.shape[:2]
     return post_BTGC.new_empty((3,), dtype=torch.float32), post_BTGC.new_empty((B * T,), dtype=torch.float32)
 
 
+@backend.op("categorical_kl_backward", "categorical.kl_bwd")
 def _kl_backward(
     grad_3: Tensor,
     post_BTGC: Tensor,
@@ -66,32 +43,7 @@ def _kl_backward(
     free_nats: float,
     per_step: bool,
 ) -> tuple[Tensor, Tensor]:
-    from storm_fast.kernels.categorical import kernel
-
-    return kernel.kl_bwd(grad_3, post_BTGC, prior_BTGC, out_3, kl_N, unimix, free_nats, per_step)
-
-
-def _kl_backward_fake(
-    grad_3: Tensor, post_BTGC: Tensor, prior_BTGC: Tensor, *_: Tensor | float | bool
-) -> tuple[Tensor, Tensor]:
     return post_BTGC.new_empty(post_BTGC.shape), prior_BTGC.new_empty(prior_BTGC.shape)
-
-
-_OPS: backend.Ops = {
-    "categorical_sample(Tensor logits, Tensor u, float unimix) -> Tensor": (_sample, _sample_fake),
-    "categorical_draw(Tensor logits, Tensor u, float unimix) -> Tensor": (_draw, _draw_fake),
-    "categorical_sample_backward(Tensor grad, Tensor logits, float unimix) -> Tensor": (
-        _sample_backward,
-        _sample_backward_fake,
-    ),
-    "categorical_kl(Tensor post, Tensor prior, float unimix, float free_nats, bool per_step) -> (Tensor, Tensor)": (
-        _kl,
-        _kl_fake,
-    ),
-    "categorical_kl_backward(Tensor grad, Tensor post, Tensor prior, Tensor out, Tensor kl, float unimix, "
-    "float free_nats, bool per_step) -> (Tensor, Tensor)": (_kl_backward, _kl_backward_fake),
-}
-backend.register(_OPS)
 
 
 def _sample_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -101,7 +53,7 @@ def _sample_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _sample_grad(ctx: Any, grad_NC: Tensor) -> tuple[Tensor, None, None]:
     (logits_NC,) = ctx.saved_tensors
-    return torch.ops.storm_fast.categorical_sample_backward(grad_NC, logits_NC, ctx.unimix), None, None
+    return _sample_backward(grad_NC, logits_NC, ctx.unimix), None, None
 
 
 torch.library.register_autograd("storm_fast::categorical_sample", _sample_grad, setup_context=_sample_setup)
@@ -117,7 +69,7 @@ def _kl_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) 
 def _kl_grad(ctx: Any, grad_3: Tensor | None, _: None) -> tuple[Tensor | None, Tensor | None, None, None, None]:
     if grad_3 is None:
         return None, None, None, None, None
-    post_BTGC, prior_BTGC = torch.ops.storm_fast.categorical_kl_backward(grad_3, *ctx.saved_tensors, *ctx.numbers)
+    post_BTGC, prior_BTGC = _kl_backward(grad_3, *ctx.saved_tensors, *ctx.numbers)
     return post_BTGC, prior_BTGC, None, None, None
 
 
@@ -138,10 +90,7 @@ def draw(logits_NC: Tensor, u_N: Tensor, unimix: float = 0.0) -> Tensor:
     _check_draw(logits_NC, u_N)
     if not backend.is_triton(logits_NC):
         return reference.draw(logits_NC, u_N, unimix)
-    index_N: Tensor = torch.ops.storm_fast.categorical_draw(
-        logits_NC.detach().reshape(-1, logits_NC.shape[-1]), u_N.flatten(), unimix
-    )
-    return index_N.view(u_N.shape)
+    return _draw(logits_NC.detach().reshape(-1, logits_NC.shape[-1]), u_N.flatten(), unimix).view(u_N.shape)
 
 
 def sample(logits_NC: Tensor, u_N: Tensor, unimix: float) -> Tensor:
@@ -153,10 +102,7 @@ def sample(logits_NC: Tensor, u_N: Tensor, unimix: float) -> Tensor:
     _check_draw(logits_NC, u_N)
     if not backend.is_triton(logits_NC):
         return reference.sample(logits_NC, u_N, unimix)
-    onehot_NC: Tensor = torch.ops.storm_fast.categorical_sample(
-        logits_NC.reshape(-1, logits_NC.shape[-1]), u_N.flatten(), unimix
-    )
-    return onehot_NC.view(logits_NC.shape)
+    return _sample(logits_NC.reshape(-1, logits_NC.shape[-1]), u_N.flatten(), unimix).view(logits_NC.shape)
 
 
 def kl_losses(
@@ -177,7 +123,7 @@ def kl_losses(
     if not backend.is_triton(post_logits_NGC):
         return reference.kl_losses(post_logits_NGC, prior_logits_NGC, unimix, free_nats, per)
     post_BTGC, prior_BTGC = _as_btgc(post_logits_NGC), _as_btgc(prior_logits_NGC)
-    out_3 = torch.ops.storm_fast.categorical_kl(post_BTGC, prior_BTGC, unimix, free_nats, per == "step")[0]
+    out_3 = _kl(post_BTGC, prior_BTGC, unimix, free_nats, per == "step")[0]
     dynamics, representation, kl = out_3.unbind()
     return dynamics, representation, kl.detach()
 

@@ -12,10 +12,12 @@ _BLOCK = 4096
 def _bias_relu_fwd(x_ptr, bias_ptr, out_ptr, size, P: tl.constexpr, PIXELS: tl.constexpr, BLOCK: tl.constexpr):
     o = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)  # int64: 8,192 frames have 2**28 elements
     is_kept = o < size
-    channel = (o // PIXELS) % P
+    channel = (o // PIXELS) % P  # mutation conv_relu-bias-wrong
+    # mutation conv_relu-bias-missing
     y = tl.load(x_ptr + o, mask=is_kept, other=0.0).to(tl.float32) + tl.load(bias_ptr + channel)
+    # mutation conv_relu-clipped
     y = tl.where(y < 0, 0.0, y)  # keeps NaN
-    tl.store(out_ptr + o, y.to(out_ptr.dtype.element_ty), mask=is_kept)
+    tl.store(out_ptr + o, y.to(out_ptr.dtype.element_ty), mask=is_kept)  # mutation conv_relu-tail-masked
 
 
 def bias_relu_fwd(x_NPYX: Tensor, bias_P: Tensor) -> Tensor:

@@ -6,24 +6,13 @@ from torch import Tensor
 from storm_fast.kernels import backend
 from storm_fast.kernels.conv_relu import reference
 
-# kernel.py is imported where it runs: a process that uses the references alone never loads Triton.
 
-
+@backend.op("bias_relu", "conv_relu.bias_relu_fwd")
 def _bias_relu(x_NPYX: Tensor, bias_P: Tensor) -> Tensor:
-    from storm_fast.kernels.conv_relu import kernel
-
-    return kernel.bias_relu_fwd(x_NPYX, bias_P)
-
-
-def _bias_relu_fake(x_NPYX: Tensor, bias_P: Tensor) -> Tensor:
     N, P, Y, X = x_NPYX.shape
     if x_NPYX.is_contiguous(memory_format=torch.channels_last):
         return x_NPYX.new_empty((N, Y, X, P)).permute(0, 3, 1, 2)
     return x_NPYX.new_empty((N, P, Y, X))
-
-
-_OPS: backend.Ops = {"bias_relu(Tensor x, Tensor bias) -> Tensor": (_bias_relu, _bias_relu_fake)}
-backend.register(_OPS)
 
 
 def conv_relu(
@@ -42,5 +31,4 @@ def conv_relu(
     if learns or not backend.is_triton(x_NIYX):
         return reference.conv_relu(x_NIYX, weight_OIYX, bias_O, stride, padding)
     y_NOYX = torch.nn.functional.conv2d(x_NIYX, weight_OIYX, None, stride, padding)
-    relu_NOYX: Tensor = torch.ops.storm_fast.bias_relu(y_NOYX, bias_O)
-    return relu_NOYX
+    return _bias_relu(y_NOYX, bias_O)

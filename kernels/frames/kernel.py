@@ -24,11 +24,13 @@ def _gather_fwd(
     n = tl.program_id(0).to(tl.int64)
     o = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)  # place in the output frame
     is_kept = o < PIXELS * P
+    # mutation frames-rows-colours
     i = o if CHANNELS_LAST else (o % PIXELS) * P + o // PIXELS  # place in the input frame
-    row = tl.load(index_ptr + n) if GATHER else n
+    row = tl.load(index_ptr + n) if GATHER else n  # mutation frames-index-ignored
+    # mutation frames-scaled
     x = tl.load(frames_ptr + row * (PIXELS * P) + i, mask=is_kept, other=0).to(tl.float32) / 255.0
     if MEAN:
-        x -= tl.load(mean_ptr + i, mask=is_kept, other=0.0)
+        x -= tl.load(mean_ptr + i, mask=is_kept, other=0.0)  # mutation frames-mean-added
     tl.store(out_ptr + n * (PIXELS * P) + o, x.to(out_ptr.dtype.element_ty), mask=is_kept)
 
 

@@ -6,22 +6,9 @@ from torch import Tensor
 from storm_fast.kernels import backend
 from storm_fast.kernels.frames import reference
 
-# kernel.py is imported where it runs: a process that uses the references alone never loads Triton.
 
-
+@backend.op("frames", "frames.gather_fwd")
 def _gather(
-    frames_MYXP: Tensor,
-    index_N: Tensor | None,
-    mean_YXP: Tensor | None,
-    dtype: torch.dtype,
-    is_channels_last: bool,
-) -> Tensor:
-    from storm_fast.kernels.frames import kernel
-
-    return kernel.gather_fwd(frames_MYXP, index_N, mean_YXP, dtype, is_channels_last)
-
-
-def _gather_fake(
     frames_MYXP: Tensor,
     index_N: Tensor | None,
     mean_YXP: Tensor | None,
@@ -33,15 +20,6 @@ def _gather_fake(
     if is_channels_last:
         return frames_MYXP.new_empty((N, Y, X, P), dtype=dtype).permute(0, 3, 1, 2)
     return frames_MYXP.new_empty((N, P, Y, X), dtype=dtype)
-
-
-_OPS: backend.Ops = {
-    "frames(Tensor frames, Tensor? index, Tensor? mean, ScalarType dtype, bool is_channels_last) -> Tensor": (
-        _gather,
-        _gather_fake,
-    ),
-}
-backend.register(_OPS)
 
 
 def _check(frames_MYXP: Tensor, mean_YXP: Tensor | None) -> None:
@@ -60,8 +38,7 @@ def normalise(obs_NYXP: Tensor, mean_YXP: Tensor | None, dtype: torch.dtype, lay
     _check(obs_NYXP, mean_YXP)
     if not backend.is_triton(obs_NYXP):
         return reference.normalise(obs_NYXP, mean_YXP, dtype, layout)
-    image_NPYX: Tensor = torch.ops.storm_fast.frames(obs_NYXP, None, mean_YXP, dtype, layout == torch.channels_last)
-    return image_NPYX
+    return _gather(obs_NYXP, None, mean_YXP, dtype, layout == torch.channels_last)
 
 
 def gather(
@@ -81,7 +58,4 @@ def gather(
         raise ValueError(f"want an int64 index [N]; got {index_N.dtype} {tuple(index_N.shape)}")
     if not backend.is_triton(frames_MYXP):
         return reference.gather(frames_MYXP, index_N, mean_YXP, dtype, layout)
-    image_NPYX: Tensor = torch.ops.storm_fast.frames(
-        frames_MYXP, index_N, mean_YXP, dtype, layout == torch.channels_last
-    )
-    return image_NPYX
+    return _gather(frames_MYXP, index_N, mean_YXP, dtype, layout == torch.channels_last)

@@ -38,13 +38,15 @@ def _return_fwd(
     is_kept_BT, offset_BT = (b < B)[:, None] & (t < T)[None, :], b[:, None] * T + t[None, :]
     reward_BT = tl.load(reward_ptr + offset_BT, mask=is_kept_BT, other=0.0).to(tl.float32)
     end_BT = tl.load(end_ptr + offset_BT, mask=is_kept_BT, other=0.0).to(tl.float32)
+    # mutation lambda_return-bootstraps-swapped
     value_BT = tl.load(value_ptr + b[:, None] * (T + 1) + t[None, :] + NEXT, mask=is_kept_BT, other=0.0)
     last_B = tl.load(value_ptr + b * (T + 1) + T, mask=b < B, other=0.0).to(tl.float32)
     discount_BT = GAMMA * (1.0 - end_BT)
-    offset_of_BT = reward_BT + discount_BT * (1 - LAM) * value_BT.to(tl.float32)
+    offset_of_BT = reward_BT + discount_BT * (1 - LAM) * value_BT.to(tl.float32)  # mutation lambda_return-factor-1
     slope_BT = discount_BT * LAM
     # Steps beyond the horizon must change nothing: they are the identity map.
-    slope_BT = tl.where((t < T)[None, :], slope_BT, 1.0)
+    slope_BT = tl.where((t < T)[None, :], slope_BT, 1.0)  # mutation lambda_return-padding-identity
+    # mutation lambda_return-scan-order
     slope_BT, shift_BT = tl.associative_scan((slope_BT, offset_of_BT), 1, _compose, reverse=True)
     tl.store(out_ptr + offset_BT, slope_BT * last_B[:, None] + shift_BT, mask=is_kept_BT)
 
@@ -55,7 +57,7 @@ def _reach_fwd(end_ptr, out_ptr, B, T: tl.constexpr, GAMMA: tl.constexpr, BLOCK_
     t = tl.arange(0, BLOCK_T)
     is_kept_BT, offset_BT = (b < B)[:, None] & (t < T)[None, :], b[:, None] * T + t[None, :]
     has_before_BT = is_kept_BT & (t > 0)[None, :]
-    end_BT = tl.load(end_ptr + offset_BT - 1, mask=has_before_BT, other=0.0).to(tl.float32)
+    end_BT = tl.load(end_ptr + offset_BT - 1, mask=has_before_BT, other=0.0).to(tl.float32)  # mutation reach-an-end
     discount_BT = tl.where(has_before_BT, GAMMA * (1.0 - end_BT), 1.0)
     tl.store(out_ptr + offset_BT, tl.associative_scan(discount_BT, 1, _multiply), mask=is_kept_BT)
 

@@ -26,7 +26,8 @@ def _load_sum(
     sum_ND = tl.load(x_ptr + n[:, None] * D + d[None, :], mask=is_kept_ND, other=0.0).to(tl.float32)
     if RESIDUAL:
         # In 32 bits, which rows fit where offsets may not: the remainder of 64 is a call, which spills on sm_100.
-        m = (n.to(tl.int32) % M).to(tl.int64) if REPEAT else n
+        m = (n.to(tl.int32) % M).to(tl.int64) if REPEAT else n  # mutation norm-residual-wrong
+        # mutation norm-residual-forgotten
         sum_ND += tl.load(residual_ptr + m[:, None] * D + d[None, :], mask=is_kept_ND, other=0.0).to(tl.float32)
     return sum_ND
 
@@ -59,13 +60,15 @@ def _norm_fwd(
     bias_D = tl.load(bias_ptr + d, mask=d < D, other=0.0).to(tl.float32)
     mean_N = tl.sum(sum_ND, 1) / D
     # Squares of deviations, not of values: their difference to the squared mean would cancel where the mean is large.
-    off_ND = tl.where((d < D)[None, :], sum_ND - mean_N[:, None], 0.0)
-    rstd_N = 1.0 / tl.sqrt(tl.sum(off_ND * off_ND, 1) / D + eps)
+    off_ND = tl.where((d < D)[None, :], sum_ND - mean_N[:, None], 0.0)  # mutation norm-masked-columns
+    rstd_N = 1.0 / tl.sqrt(tl.sum(off_ND * off_ND, 1) / D + eps)  # mutation norm-eps-missing
     y_ND = off_ND * rstd_N[:, None] * weight_D[None, :] + bias_D[None, :]
     if RELU:
+        # mutation norm-nan-hidden
         y_ND = tl.where(y_ND <= 0, 0.0, y_ND)  # a NaN stays one, where a plain maximum would hide it
+    # mutation norm-columns-tail
     tl.store(out_ptr + n[:, None] * D + d[None, :], y_ND.to(out_ptr.dtype.element_ty), mask=is_kept_ND)
-    tl.store(mean_ptr + n, mean_N, mask=is_row_N)
+    tl.store(mean_ptr + n, mean_N, mask=is_row_N)  # mutation norm-rows-tail
     tl.store(rstd_ptr + n, rstd_N, mask=is_row_N)
 
 
@@ -100,25 +103,28 @@ def _norm_bwd(
     to_weight_ND = tl.zeros((BLOCK_N, BLOCK_D), dtype=tl.float32)
     to_bias_ND = tl.zeros((BLOCK_N, BLOCK_D), dtype=tl.float32)
     for i in range(steps):
-        n = (p * steps + i) * BLOCK_N + tl.arange(0, BLOCK_N)
+        n = (p * steps + i) * BLOCK_N + tl.arange(0, BLOCK_N)  # mutation norm-backward-steps
         is_row_N = n < N
         is_kept_ND = is_row_N[:, None] & (d < D)[None, :]
         offset_ND = n[:, None] * D + d[None, :]
+        # mutation norm-backward-weight-gradient
         grad_ND = tl.load(grad_ptr + offset_ND, mask=is_kept_ND, other=0.0).to(tl.float32)
         sum_ND = _load_sum(x_ptr, residual_ptr, n, d, is_kept_ND, M, D, RESIDUAL, REPEAT)
         mean_N = tl.load(mean_ptr + n, mask=is_row_N, other=0.0)
         rstd_N = tl.load(rstd_ptr + n, mask=is_row_N, other=0.0)
         unit_ND = tl.where(is_kept_ND, (sum_ND - mean_N[:, None]) * rstd_N[:, None], 0.0)
         if RELU:
+            # mutation norm-backward-gradient
             grad_ND = tl.where(unit_ND * weight_D[None, :] + bias_D[None, :] <= 0, 0.0, grad_ND)
         to_weight_ND += grad_ND * unit_ND
-        to_bias_ND += grad_ND
-        to_unit_ND = grad_ND * weight_D[None, :]
+        to_bias_ND += grad_ND  # mutation norm-backward-only
+        to_unit_ND = grad_ND * weight_D[None, :]  # mutation norm-backward-weight
         along_N = tl.sum(to_unit_ND * unit_ND, 1) / D
         level_N = tl.sum(to_unit_ND, 1) / D
+        # mutation norm-backward-mean
         out_ND = rstd_N[:, None] * (to_unit_ND - level_N[:, None] - unit_ND * along_N[:, None])
         tl.store(to_x_ptr + offset_ND, out_ND.to(to_x_ptr.dtype.element_ty), mask=is_kept_ND)
-        if APART:
+        if APART:  # mutation norm-backward-residual
             tl.store(to_residual_ptr + offset_ND, out_ND.to(to_residual_ptr.dtype.element_ty), mask=is_kept_ND)
     partial_ptr += p * 2 * D
     tl.store(partial_ptr + d, tl.sum(to_weight_ND, 0), mask=d < D)
@@ -140,7 +146,7 @@ def _norm_reduce(
     is_kept_PD = (p < P)[:, None] & (d < D)[None, :]
     offset_PD = p[:, None] * (2 * D) + d[None, :]
     to_weight_PD = tl.load(partial_ptr + offset_PD, mask=is_kept_PD, other=0.0)
-    to_bias_PD = tl.load(partial_ptr + D + offset_PD, mask=is_kept_PD, other=0.0)
+    to_bias_PD = tl.load(partial_ptr + D + offset_PD, mask=is_kept_PD, other=0.0)  # mutation norm-backward-partial
     tl.store(to_weight_ptr + d, tl.sum(to_weight_PD, 0), mask=d < D)
     tl.store(to_bias_ptr + d, tl.sum(to_bias_PD, 0), mask=d < D)
 

@@ -8,26 +8,11 @@ from torch import Tensor
 from storm_fast.kernels import backend
 from storm_fast.kernels.norm import reference
 
-# kernel.py is imported where it runs: a process that uses the references alone never loads Triton.
-
 WIDEST = 4096  # columns that a program holds
 
 
+@backend.op("layer_norm", "norm.layer_norm_fwd")
 def _forward(
-    x_ND: Tensor,
-    residual_MD: Tensor | None,
-    weight_D: Tensor,
-    bias_D: Tensor,
-    eps: float,
-    relu: bool,
-    dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor]:
-    from storm_fast.kernels.norm import kernel
-
-    return kernel.layer_norm_fwd(x_ND, residual_MD, weight_D, bias_D, eps, relu, dtype)
-
-
-def _forward_fake(
     x_ND: Tensor,
     residual_MD: Tensor | None,
     weight_D: Tensor,
@@ -44,6 +29,7 @@ def _forward_fake(
     )
 
 
+@backend.op("layer_norm_backward", "norm.layer_norm_bwd")
 def _backward(
     grad_ND: Tensor,
     x_ND: Tensor,
@@ -54,17 +40,6 @@ def _backward(
     rstd_N: Tensor,
     relu: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    from storm_fast.kernels.norm import kernel
-
-    return kernel.layer_norm_bwd(grad_ND, x_ND, residual_MD, weight_D, bias_D, mean_N, rstd_N, relu)
-
-
-def _backward_fake(
-    grad_ND: Tensor,
-    x_ND: Tensor,
-    residual_MD: Tensor | None,
-    *_: Tensor | bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     N, D = x_ND.shape
     dtype = x_ND.dtype if residual_MD is None else residual_MD.dtype
     return (
@@ -73,15 +48,6 @@ def _backward_fake(
         x_ND.new_empty((D,), dtype=torch.float32),
         x_ND.new_empty((D,), dtype=torch.float32),
     )
-
-
-_OPS: backend.Ops = {
-    "layer_norm(Tensor x, Tensor? residual, Tensor weight, Tensor bias, float eps, bool relu, ScalarType dtype) "
-    "-> (Tensor, Tensor, Tensor)": (_forward, _forward_fake),
-    "layer_norm_backward(Tensor grad, Tensor x, Tensor? residual, Tensor weight, Tensor bias, Tensor mean, "
-    "Tensor rstd, bool relu) -> (Tensor, Tensor, Tensor, Tensor)": (_backward, _backward_fake),
-}
-backend.register(_OPS)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -94,9 +60,9 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tens
 def _grad(ctx: Any, grad_ND: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
     if grad_ND is None:
         return (None,) * 7
-    x_ND, residual_MD = ctx.saved_tensors[:2]
-    to_x_ND, to_residual_ND, to_weight_D, to_bias_D = torch.ops.storm_fast.layer_norm_backward(
-        grad_ND, *ctx.saved_tensors, ctx.relu
+    x_ND, residual_MD, weight_D, bias_D, mean_N, rstd_N = ctx.saved_tensors
+    to_x_ND, to_residual_ND, to_weight_D, to_bias_D = _backward(
+        grad_ND, x_ND, residual_MD, weight_D, bias_D, mean_N, rstd_N, ctx.relu
     )
     to_residual_MD = None
     if residual_MD is not None and ctx.needs_input_grad[1]:
@@ -142,7 +108,5 @@ def layer_norm(
         return reference.layer_norm(x_ND, weight_D, bias_D, eps, residual_ND, relu)
     D, dtype = x_ND.shape[-1], reference.result_dtype(x_ND, residual_ND)
     residual_MD = None if residual_ND is None else residual_ND.reshape(-1, D)
-    y_ND: Tensor = torch.ops.storm_fast.layer_norm(
-        x_ND.reshape(-1, D), residual_MD, weight_D, bias_D, eps, relu, dtype
-    )[0]
+    y_ND = _forward(x_ND.reshape(-1, D), residual_MD, weight_D, bias_D, eps, relu, dtype)[0]
     return y_ND.view(x_ND.shape)

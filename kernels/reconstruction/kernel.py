@@ -11,9 +11,11 @@ _BLOCK = 4096  # elements a program holds at once: a third of a frame
 @triton.jit
 def _error(image_ptr, obs_ptr, n, o, PIXELS: tl.constexpr, P: tl.constexpr, CHANNELS_LAST: tl.constexpr):
     """image - obs / 255 at places `o` of the image's frame n, in float32; 0 beyond its end."""
+    # mutation reconstruction-rows-colours
     i = o if CHANNELS_LAST else (o % PIXELS) * P + o // PIXELS  # place in the observation's frame
     is_kept = o < PIXELS * P
     image = tl.load(image_ptr + n * (PIXELS * P) + o, mask=is_kept, other=0.0).to(tl.float32)
+    # mutation reconstruction-scaled
     return image - tl.load(obs_ptr + n * (PIXELS * P) + i, mask=is_kept, other=0).to(tl.float32) / 255.0
 
 
@@ -31,7 +33,7 @@ def _squared_fwd(
     sum_O = tl.zeros([BLOCK], tl.float32)
     for start in range(0, PIXELS * P, BLOCK):
         error_O = _error(image_ptr, obs_ptr, n, start + tl.arange(0, BLOCK), PIXELS, P, CHANNELS_LAST)
-        sum_O += error_O * error_O
+        sum_O += error_O * error_O  # mutation reconstruction-only-frame
     tl.store(out_ptr + n, tl.sum(sum_O, 0))
 
 
@@ -49,7 +51,7 @@ def _squared_bwd(
     n = tl.program_id(0).to(tl.int64)
     o = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     error_O = _error(image_ptr, obs_ptr, n, o, PIXELS, P, CHANNELS_LAST)
-    out_O = 2.0 * tl.load(grad_ptr + n) * error_O
+    out_O = 2.0 * tl.load(grad_ptr + n) * error_O  # mutation reconstruction-backward-factor
     tl.store(out_ptr + n * (PIXELS * P) + o, out_O.to(out_ptr.dtype.element_ty), mask=o < PIXELS * P)
 
 

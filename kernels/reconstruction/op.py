@@ -8,39 +8,17 @@ from torch import Tensor
 from storm_fast.kernels import backend
 from storm_fast.kernels.reconstruction import reference
 
-# kernel.py is imported where it runs: a process that uses the references alone never loads Triton.
 
-
+@backend.op("reconstruction", "reconstruction.squared_fwd")
 def _squared(image_NPYX: Tensor, obs_NYXP: Tensor, is_channels_last: bool) -> Tensor:
-    from storm_fast.kernels.reconstruction import kernel
-
-    return kernel.squared_fwd(image_NPYX, obs_NYXP, is_channels_last)
-
-
-def _squared_fake(image_NPYX: Tensor, obs_NYXP: Tensor, is_channels_last: bool) -> Tensor:
     return image_NPYX.new_empty((image_NPYX.shape[0],), dtype=torch.float32)
 
 
+@backend.op("reconstruction_backward", "reconstruction.squared_bwd")
 def _squared_backward(grad_N: Tensor, image_NPYX: Tensor, obs_NYXP: Tensor, is_channels_last: bool) -> Tensor:
-    from storm_fast.kernels.reconstruction import kernel
-
-    return kernel.squared_bwd(grad_N, image_NPYX, obs_NYXP, is_channels_last)
-
-
-def _squared_backward_fake(grad_N: Tensor, image_NPYX: Tensor, obs_NYXP: Tensor, is_channels_last: bool) -> Tensor:
     if is_channels_last:
         return image_NPYX.new_empty(obs_NYXP.shape).permute(0, 3, 1, 2)
     return image_NPYX.new_empty(image_NPYX.shape)
-
-
-_OPS: backend.Ops = {
-    "reconstruction(Tensor image, Tensor obs, bool is_channels_last) -> Tensor": (_squared, _squared_fake),
-    "reconstruction_backward(Tensor grad, Tensor image, Tensor obs, bool is_channels_last) -> Tensor": (
-        _squared_backward,
-        _squared_backward_fake,
-    ),
-}
-backend.register(_OPS)
 
 
 def _setup(ctx: Any, inputs: tuple[Tensor, Tensor, bool], output: Tensor) -> None:
@@ -49,7 +27,8 @@ def _setup(ctx: Any, inputs: tuple[Tensor, Tensor, bool], output: Tensor) -> Non
 
 
 def _grad(ctx: Any, grad_N: Tensor) -> tuple[Tensor, None, None]:
-    return torch.ops.storm_fast.reconstruction_backward(grad_N, *ctx.saved_tensors, ctx.is_channels_last), None, None
+    image_NPYX, obs_NYXP = ctx.saved_tensors
+    return _squared_backward(grad_N, image_NPYX, obs_NYXP, ctx.is_channels_last), None, None
 
 
 torch.library.register_autograd("storm_fast::reconstruction", _grad, setup_context=_setup)
@@ -69,7 +48,5 @@ def squared_error(image_NPYX: Tensor, obs_NYXP: Tensor) -> Tensor:
         return reference.squared_error(image_NPYX, obs_NYXP)
     image = image_NPYX.reshape(-1, *image_NPYX.shape[-3:])
     is_channels_last = image.is_contiguous(memory_format=torch.channels_last) and not image.is_contiguous()
-    error_N: Tensor = torch.ops.storm_fast.reconstruction(
-        image, obs_NYXP.reshape(-1, *obs_NYXP.shape[-3:]), is_channels_last
-    )
+    error_N = _squared(image, obs_NYXP.reshape(-1, *obs_NYXP.shape[-3:]), is_channels_last)
     return error_N.view(image_NPYX.shape[:-3])

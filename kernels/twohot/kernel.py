@@ -14,13 +14,13 @@ _TILE = 1024  # elements a program holds at once: 8 a thread of 4 warps
 def _symlog(x):
     """sign(x) log(1 + |x|), to a rounding of 1: what it is placed between is larger."""
     log = tl.log(1.0 + tl.abs(x))
-    return tl.where(x < 0, -log, log)
+    return tl.where(x < 0, -log, log)  # mutation twohot-sign-symlog
 
 
 @triton.jit
 def _symexp(y):
     """sign(y) (exp(|y|) - 1), to a rounding of 1: y itself is a sum of terms of up to 20."""
-    grown = tl.exp(tl.abs(y)) - 1.0
+    grown = tl.exp(tl.abs(y)) - 1.0  # mutation twohot-symexp-without
     return tl.where(y < 0, -grown, grown)
 
 
@@ -35,21 +35,22 @@ def _bin(v, V: tl.constexpr, BOUND: tl.constexpr):
 @triton.jit
 def _clamp(x, low, high):
     """x within [low, high]; a NaN stays one, where a plain minimum would hide it."""
-    x = tl.maximum(x, low, propagate_nan=tl.PropagateNan.ALL)
+    x = tl.maximum(x, low, propagate_nan=tl.PropagateNan.ALL)  # mutation twohot-nan-hidden
     return tl.minimum(x, high, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
 def _encode(x_N, v, V: tl.constexpr, BOUND: tl.constexpr):
     """Two-hot rows [N, V] of symlog(x): the weights of the two bins around it, clamped to the outermost."""
-    SPACING: tl.constexpr = 2 * BOUND / (V - 1)
+    SPACING: tl.constexpr = 2 * BOUND / (V - 1)  # mutation twohot-v-bins
     # Twice the bound, so that the weight of a value beyond the bins is clamped to exactly 1; an infinity is no integer.
     y_N = _clamp(_symlog(x_N), -2 * BOUND, 2 * BOUND)
     # Rounding may put y just outside its interval; the weight is then 0 or 1 to within the same rounding. A NaN has no
     # integer: it goes to the last two bins, as in the reference, and stays in their weights.
     place_N = tl.where(y_N == y_N, (y_N + BOUND) / SPACING, V - 2.0)
     lower_N = tl.minimum(tl.maximum(place_N.to(tl.int32), 0), V - 2)
-    upper_weight_N = _clamp((y_N - _bin(lower_N, V, BOUND)) / SPACING, 0.0, 1.0)
+    upper_weight_N = _clamp((y_N - _bin(lower_N, V, BOUND)) / SPACING, 0.0, 1.0)  # mutation twohot-weights-clamped
+    # mutation twohot-next-bin
     is_lower_NV, is_upper_NV = v[None, :] == lower_N[:, None], v[None, :] == lower_N[:, None] + 1
     return tl.where(is_upper_NV, upper_weight_N[:, None], tl.where(is_lower_NV, 1.0 - upper_weight_N[:, None], 0.0))
 
@@ -58,7 +59,7 @@ def _encode(x_N, v, V: tl.constexpr, BOUND: tl.constexpr):
 def _load_logits(ptr, offset_NV, is_row_N, v, V: tl.constexpr):
     """Logits in float32; -inf beyond the last bin, 0 in rows beyond the last, which nobody stores."""
     logit_NV = tl.load(ptr + offset_NV, mask=is_row_N[:, None] & (v < V)[None, :], other=0.0).to(tl.float32)
-    return tl.where((v < V)[None, :], logit_NV, -float("inf"))
+    return tl.where((v < V)[None, :], logit_NV, -float("inf"))  # mutation twohot-masked-logits
 
 
 @triton.jit
@@ -107,7 +108,7 @@ def _loss_bwd(
     p_NV = _encode(target_N, v, V, BOUND)
     lse_N = tl.load(lse_ptr + n, mask=is_row_N, other=0.0)
     grad_N = tl.load(grad_ptr + n, mask=is_row_N, other=0.0)
-    out_NV = grad_N[:, None] * (tl.exp(logit_NV - lse_N[:, None]) - p_NV)
+    out_NV = grad_N[:, None] * (tl.exp(logit_NV - lse_N[:, None]) - p_NV)  # mutation twohot-backward-incoming
     # A target that is no number has no gradient in any bin, though its weights lie in two.
     out_NV = tl.where((target_N == target_N)[:, None], out_NV, float("nan"))
     is_kept_NV = is_row_N[:, None] & (v < V)[None, :]
@@ -147,8 +148,8 @@ def _decode_bwd(
     e_NV = tl.exp(logit_NV - tl.max(logit_NV, 1)[:, None])
     p_NV = e_NV / tl.sum(e_NV, 1)[:, None]
     y_N = tl.sum(p_NV * _bin(v, V, BOUND)[None, :], 1)
-    grad_N = tl.load(grad_ptr + n, mask=is_row_N, other=0.0) * tl.exp(tl.abs(y_N))
-    out_NV = grad_N[:, None] * p_NV * (_bin(v, V, BOUND)[None, :] - y_N[:, None])
+    grad_N = tl.load(grad_ptr + n, mask=is_row_N, other=0.0) * tl.exp(tl.abs(y_N))  # mutation decode-backward-slope
+    out_NV = grad_N[:, None] * p_NV * (_bin(v, V, BOUND)[None, :] - y_N[:, None])  # mutation decode-backward-expected
     tl.store(out_ptr + offset_NV, out_NV.to(out_ptr.dtype.element_ty), mask=is_row_N[:, None] & (v < V)[None, :])
 
 

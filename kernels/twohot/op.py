@@ -8,71 +8,31 @@ from torch import Tensor
 from storm_fast.kernels import backend
 from storm_fast.kernels.twohot import reference
 
-# kernel.py is imported where it runs: a process that uses the references alone never loads Triton.
 
-
+@backend.op("twohot_loss", "twohot.loss_fwd")
 def _loss(logits_NV: Tensor, target_N: Tensor) -> tuple[Tensor, Tensor]:
-    from storm_fast.kernels.twohot import kernel
-
-    return kernel.loss_fwd(logits_NV, target_N)
-
-
-def _loss_fake(logits_NV: Tensor, target_N: Tensor) -> tuple[Tensor, Tensor]:
     shape = (logits_NV.shape[0],)
     return logits_NV.new_empty(shape, dtype=torch.float32), logits_NV.new_empty(shape, dtype=torch.float32)
 
 
+@backend.op("twohot_loss_backward", "twohot.loss_bwd")
 def _loss_backward(grad_N: Tensor, logits_NV: Tensor, target_N: Tensor, lse_N: Tensor) -> Tensor:
-    from storm_fast.kernels.twohot import kernel
-
-    return kernel.loss_bwd(grad_N, logits_NV, target_N, lse_N)
-
-
-def _loss_backward_fake(grad_N: Tensor, logits_NV: Tensor, target_N: Tensor, lse_N: Tensor) -> Tensor:
     return logits_NV.new_empty(logits_NV.shape)
 
 
+@backend.op("twohot_encode", "twohot.encode_fwd")
 def _encode(x_N: Tensor, V: int) -> Tensor:
-    from storm_fast.kernels.twohot import kernel
-
-    return kernel.encode_fwd(x_N, V)
-
-
-def _encode_fake(x_N: Tensor, V: int) -> Tensor:
     return x_N.new_empty((x_N.shape[0], V), dtype=torch.float32)
 
 
+@backend.op("twohot_decode", "twohot.decode_fwd")
 def _decode(logits_NV: Tensor) -> Tensor:
-    from storm_fast.kernels.twohot import kernel
-
-    return kernel.decode_fwd(logits_NV)
-
-
-def _decode_fake(logits_NV: Tensor) -> Tensor:
     return logits_NV.new_empty((logits_NV.shape[0],), dtype=torch.float32)
 
 
+@backend.op("twohot_decode_backward", "twohot.decode_bwd")
 def _decode_backward(grad_N: Tensor, logits_NV: Tensor) -> Tensor:
-    from storm_fast.kernels.twohot import kernel
-
-    return kernel.decode_bwd(grad_N, logits_NV)
-
-
-def _decode_backward_fake(grad_N: Tensor, logits_NV: Tensor) -> Tensor:
     return logits_NV.new_empty(logits_NV.shape)
-
-
-_OPS: backend.Ops = {
-    "twohot_loss(Tensor logits, Tensor target) -> (Tensor, Tensor)": (_loss, _loss_fake),
-    "twohot_loss_backward(Tensor grad, Tensor logits, Tensor target, Tensor lse) -> Tensor": (
-        _loss_backward,
-        _loss_backward_fake,
-    ),
-    "twohot_encode(Tensor x, SymInt bins) -> Tensor": (_encode, _encode_fake),
-    "twohot_decode(Tensor logits) -> Tensor": (_decode, _decode_fake),
-    "twohot_decode_backward(Tensor grad, Tensor logits) -> Tensor": (_decode_backward, _decode_backward_fake),
-}
-backend.register(_OPS)
 
 
 def _loss_setup(ctx: Any, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, Tensor]) -> None:
@@ -84,7 +44,7 @@ def _loss_setup(ctx: Any, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, T
 def _loss_grad(ctx: Any, grad_N: Tensor | None, _: None) -> tuple[Tensor | None, None]:
     if grad_N is None:
         return None, None
-    return torch.ops.storm_fast.twohot_loss_backward(grad_N, *ctx.saved_tensors), None
+    return _loss_backward(grad_N, *ctx.saved_tensors), None
 
 
 def _decode_setup(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
@@ -92,8 +52,7 @@ def _decode_setup(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
 
 
 def _decode_grad(ctx: Any, grad_N: Tensor) -> Tensor:
-    grad_NV: Tensor = torch.ops.storm_fast.twohot_decode_backward(grad_N, *ctx.saved_tensors)
-    return grad_NV
+    return _decode_backward(grad_N, *ctx.saved_tensors)
 
 
 torch.library.register_autograd("storm_fast::twohot_loss", _loss_grad, setup_context=_loss_setup)
@@ -117,8 +76,7 @@ def loss(logits_NV: Tensor, target_N: Tensor) -> Tensor:
     _check_bins(V)
     if not backend.is_triton(logits_NV):
         return reference.loss(logits_NV, target_N.detach())
-    loss_N: Tensor = torch.ops.storm_fast.twohot_loss(logits_NV.reshape(-1, V), target_N.detach().flatten())[0]
-    return loss_N.view(target_N.shape)
+    return _loss(logits_NV.reshape(-1, V), target_N.detach().flatten())[0].view(target_N.shape)
 
 
 def encode(x_N: Tensor, V: int) -> Tensor:
@@ -130,8 +88,7 @@ def encode(x_N: Tensor, V: int) -> Tensor:
     _check_bins(V)
     if not backend.is_triton(x_N):
         return reference.encode(x_N.detach(), V)
-    p_NV: Tensor = torch.ops.storm_fast.twohot_encode(x_N.detach().flatten(), V)
-    return p_NV.view(*x_N.shape, V)
+    return _encode(x_N.detach().flatten(), V).view(*x_N.shape, V)
 
 
 def decode(logits_NV: Tensor) -> Tensor:
@@ -144,5 +101,4 @@ def decode(logits_NV: Tensor) -> Tensor:
     _check_bins(V)
     if not backend.is_triton(logits_NV):
         return reference.decode(logits_NV)
-    x_N: Tensor = torch.ops.storm_fast.twohot_decode(logits_NV.reshape(-1, V))
-    return x_N.view(logits_NV.shape[:-1])
+    return _decode(logits_NV.reshape(-1, V)).view(logits_NV.shape[:-1])

@@ -58,31 +58,6 @@ class Compiled(NamedTuple):
     tensor_core_instructions: int
 
 
-def least_tensor_core_instructions(launch: Launch, architecture: int) -> int:
-    """What the products of an attention kernel take at least: none of them may have fallen back to plain arithmetic.
-
-    A warp multiplies 16 x 8 tiles, 16 deep (tf32: 8 deep, three times for a float32 product); from Hopper on, a group
-    of four warps may multiply 64 rows by all columns at once, 16 deep.
-    """
-    given = launch.given
-    rows, width = given["BLOCK_T"], given["BLOCK_K"]
-    keys = given.get("BLOCK_S", rows)
-    # Of each product the sum's length: over the width for scores and their gradients, over steps for the others.
-    if "BLOCKS" not in given:
-        depths = [width, keys]
-    else:
-        depths = [width, width, rows, rows, rows] if given["BLOCKS"] == 1 else [width] * 4 + [rows] * 3
-    is_float32 = given["qkv_ptr"].dtype == torch.float32
-    tiles = rows * keys * width // (16 * 8 * (8 if is_float32 else 16) * launch.num_warps)
-    counts = [max(1, tiles) * (3 if is_float32 else 1)] * len(depths)
-    if architecture >= 90 and not is_float32:
-        groups = max(1, launch.num_warps // 4)
-        counts = [
-            min(count, max(1, rows * depth // (64 * 16 * groups))) for count, depth in zip(counts, depths, strict=True)
-        ]
-    return sum(counts)
-
-
 @contextmanager
 def _recording(launches: list[Launch]) -> Iterator[None]:
     def record(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:

@@ -8,27 +8,21 @@ import torch
 
 from storm_fast.kernels.attention import kernel
 from storm_fast.kernels.attention.op import LONGEST
-from tests.aot.gate import (
-    ARCHITECTURES,
-    SHARED_KIB,
-    compile_launch,
-    launches_of,
-    least_tensor_core_instructions,
-)
+from storm_fast.kernels.spec import budgets
+from tests.aot.gate import ARCHITECTURES, SHARED_KIB, compile_launch, launches_of
 
 SIZES = (16, 32, 64, 128)
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def call_all(dtype: torch.dtype, T: int, K: int) -> None:
-    """Forward, backward, prefill, and steps at either kind of position."""
+    """Forward, backward, prefill, and the last step."""
     qkv_BT3HK, seed = torch.zeros(2, T, 3, 2, K, dtype=dtype), torch.zeros((), dtype=torch.int64)
     k_BHSK, v_BHSK = torch.zeros(2, 2, T, K, dtype=dtype), torch.zeros(2, 2, T, K, dtype=dtype)
     out_BTHK, lse_BHT = kernel.attend_fwd(qkv_BT3HK, seed, 0.1)
     kernel.attend_bwd(out_BTHK, qkv_BT3HK, seed, out_BTHK, lse_BHT, 0.1)
     kernel.prefill_fwd(qkv_BT3HK, k_BHSK, v_BHSK)
-    for position in (T - 1, torch.zeros(2, dtype=torch.int64)):
-        kernel.step_fwd(qkv_BT3HK[:, 0], k_BHSK, v_BHSK, position)
+    kernel.step_fwd(qkv_BT3HK[:, 0], k_BHSK, v_BHSK, T - 1)
 
 
 def test_the_sizes_reach_the_bound_of_the_op() -> None:
@@ -51,6 +45,7 @@ def test_attention_of_any_size_compiles_without_spills(
         assert compiled.stack_bytes == 0, told
         assert compiled.spills == 0, told
         assert compiled.shared_bytes <= 1024 * SHARED_KIB[architecture], told
-        if launch.name != "_step_fwd":
-            least = least_tensor_core_instructions(launch, architecture)
+        least_dots = budgets()[launch.name].least_dots
+        if least_dots is not None:
+            least = least_dots(launch.given, launch.num_warps, architecture)
             assert compiled.tensor_core_instructions >= least, f"want at least {least} tensor-core instructions; {told}"

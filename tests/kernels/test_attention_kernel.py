@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from storm_fast.kernels import attention
-from storm_fast.kernels.attention import kernel, reference
-from storm_fast.kernels.backend import using
+from storm_fast.kernels.attention import kernel
 from tests.kernels.harness import (
     COMPILERS,
     DEVICE,
@@ -215,7 +214,6 @@ def test_prefill_equals_attend_and_writes_its_places_alone(
         assert cache_BHSK[:, :, t:].isnan().all()
 
 
-@pytest.mark.parametrize("as_tensor", [False, True], ids=["int", "tensor"])
 @settings(max_examples=8)
 @given(
     t=st.sampled_from([1, 3, 8]),
@@ -225,7 +223,7 @@ def test_prefill_equals_attend_and_writes_its_places_alone(
     seed=SEEDS,
 )
 def test_steps_on_a_poisoned_cache_equal_one_full_pass(
-    as_tensor: bool, t: int, steps: int, k: int, dtype: torch.dtype, seed: int
+    t: int, steps: int, k: int, dtype: torch.dtype, seed: int
 ) -> None:
     B, H, T = 2, 3, t + steps
     qkv_BT3HK = randn(B, T, 3, H, k, seed=seed).to(dtype)
@@ -233,9 +231,8 @@ def test_steps_on_a_poisoned_cache_equal_one_full_pass(
     k_BHSK, v_BHSK = (fenced(torch.full((B, H, T + 2, k), torch.nan, dtype=dtype, device=DEVICE)) for _ in "kv")
     parts = [kernel.prefill_fwd(qkv_BT3HK[:, :t], k_BHSK, v_BHSK)]
     for place in range(t, T):
-        position = torch.full((B,), place, device=DEVICE) if as_tensor else place
         with guarded():
-            parts.append(kernel.step_fwd(fenced(qkv_BT3HK[:, place]), k_BHSK, v_BHSK, position)[:, None])
+            parts.append(kernel.step_fwd(fenced(qkv_BT3HK[:, place]), k_BHSK, v_BHSK, place)[:, None])
     got_BTHK = torch.cat(parts, 1)
     want = exact(qkv_BT3HK.double(), 0, None)
     size = sizes(qkv_BT3HK.double(), want, 0, None, dtype)[0]
@@ -243,55 +240,6 @@ def test_steps_on_a_poisoned_cache_equal_one_full_pass(
     for cache_BHSK, which in ((k_BHSK, 1), (v_BHSK, 2)):
         assert torch.equal(cache_BHSK[:, :, :T], qkv_BT3HK[:, :, which].transpose(1, 2))
         assert cache_BHSK[:, :, T:].isnan().all()
-
-
-def test_each_sequence_steps_at_its_own_position() -> None:
-    B, H, S, K = 4, 2, 9, 16
-    position_B = torch.tensor([0, 8, 3, 4], device=DEVICE)
-    qkv_B3HK = randn(B, 3, H, K, seed=0)
-    found = []
-    for name in ("reference", "triton"):
-        k_BHSK, v_BHSK = randn(B, H, S, K, seed=1), randn(B, H, S, K, seed=2)
-        for b, position in enumerate(position_B.tolist()):
-            k_BHSK[b, :, position:], v_BHSK[b, :, position:] = torch.nan, torch.nan
-        with using(name):  # type: ignore[arg-type]
-            found.append((attention.step_at(qkv_B3HK, k_BHSK, v_BHSK, position_B), k_BHSK, v_BHSK))
-    for want, got in zip(*found, strict=True):
-        torch.testing.assert_close(got, want, equal_nan=True, rtol=1e-5, atol=1e-5)
-    assert found[1][0].isfinite().all()
-    # And as a step whose position the host knows.
-    k_1HSK, v_1HSK = randn(B, H, S, K, seed=1)[2:3].clone(), randn(B, H, S, K, seed=2)[2:3].clone()
-    one_1HK = reference.step(qkv_B3HK[2:3], k_1HSK, v_1HSK, 3)
-    torch.testing.assert_close(found[1][0][2:3], one_1HK, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # NumPy's, of the interpreter: inf - inf
-@pytest.mark.parametrize("place", [-1, 9, 100])
-def test_a_position_outside_the_cache_reads_and_writes_nothing_outside_it(place: int) -> None:
-    B, H, S, K = 2, 1, 9, 16
-    k_BHSK, v_BHSK = fenced(randn(B, H, S, K, seed=1)), fenced(randn(B, H, S, K, seed=2))
-    before = k_BHSK.clone(), v_BHSK.clone()
-    # The last sequence's overrun meets the margin of NaN; the first one's would meet the second's keys.
-    got_BHK = kernel.step_fwd(randn(B, 3, H, K, seed=0), k_BHSK, v_BHSK, torch.full((B,), place, device=DEVICE))
-    assert got_BHK.isfinite().all() or place < 0  # before the cache nothing is seen
-    assert torch.equal(k_BHSK, before[0])
-    assert torch.equal(v_BHSK, before[1])
-
-
-def test_public_functions_equal_the_reference() -> None:
-    qkv_BT3HK, weight_BTHK = randn(2, 6, 3, 2, 8, seed=0), randn(2, 5, 2, 8, seed=1)
-    found = []
-    for name in ("reference", "triton"):
-        leaf = qkv_BT3HK[:, :5].clone().requires_grad_()
-        k_BHSK, v_BHSK = torch.zeros(2, 2, 6, 8, device=DEVICE), torch.zeros(2, 2, 6, 8, device=DEVICE)
-        with using(name):  # type: ignore[arg-type]
-            out_BTHK = attention.attend(leaf)
-            (grad,) = torch.autograd.grad((out_BTHK * weight_BTHK).sum(), leaf)
-            filled = attention.prefill(qkv_BT3HK[:, :5], k_BHSK, v_BHSK)
-            stepped = attention.step(qkv_BT3HK[:, 5], k_BHSK, v_BHSK, 5)
-        found.append((out_BTHK.detach(), grad, filled, stepped, k_BHSK, v_BHSK))
-    for want, got in zip(*found, strict=True):
-        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.usefixtures("triton")
@@ -304,40 +252,6 @@ def test_public_dropout_draws_a_new_mask_each_call_and_repeats_with_the_generato
         again = attention.attend(qkv_BT3HK, 0.5)
     assert not torch.equal(first, second)
     assert torch.equal(first, again)
-
-
-def test_ops_keep_torchs_contract() -> None:
-    key, qkv_BT3HK = seed_tensor(5), randn(1, 3, 3, 2, 4, seed=0)
-    torch.library.opcheck(OPS.attend.default, (qkv_BT3HK.clone().requires_grad_(), key, 0.1))
-    out_BTHK, lse_BHT = kernel.attend_fwd(qkv_BT3HK, key, 0.1)
-    torch.library.opcheck(OPS.attend_backward.default, (out_BTHK, qkv_BT3HK, key, out_BTHK, lse_BHT, 0.1))
-    torch.library.opcheck(OPS.dropout_mask.default, (key, 1, 2, 3, 0.1))
-    k_BHSK, v_BHSK = torch.zeros(1, 2, 4, 4, device=DEVICE), torch.zeros(1, 2, 4, 4, device=DEVICE)
-    torch.library.opcheck(OPS.attention_prefill.default, (qkv_BT3HK, k_BHSK, v_BHSK))
-    torch.library.opcheck(OPS.attention_step.default, (qkv_BT3HK[:, 0], k_BHSK, v_BHSK, 2))
-    position_B = torch.tensor([2], device=DEVICE)
-    torch.library.opcheck(OPS.attention_step_at.default, (qkv_BT3HK[:, 0], k_BHSK, v_BHSK, position_B))
-
-
-@pytest.mark.usefixtures("triton")
-@pytest.mark.parametrize("compiler", COMPILERS)
-def test_compiles_without_a_graph_break(compiler: str) -> None:
-    position_B = torch.tensor([4], device=DEVICE)
-
-    def run(qkv_BT3HK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        out = attention.attend(qkv_BT3HK)
-        filled = attention.prefill(qkv_BT3HK, k_BHSK, v_BHSK)
-        stepped = attention.step(qkv_BT3HK[:, 0], k_BHSK, v_BHSK, 3)
-        return out, filled, stepped, attention.step_at(qkv_BT3HK[:, 1], k_BHSK, v_BHSK, position_B)
-
-    leaf = randn(1, 3, 3, 2, 4, seed=0).requires_grad_()
-    found = []
-    for call in (run, torch.compile(run, fullgraph=True, backend=compiler)):
-        caches = torch.zeros(1, 2, 5, 4, device=DEVICE), torch.zeros(1, 2, 5, 4, device=DEVICE)
-        out, *others = call(leaf, *caches)
-        found.append((out.detach(), *(x.detach() for x in others), *caches, torch.autograd.grad(out.sum(), leaf)[0]))
-    for want, got in zip(*found, strict=True):
-        torch.testing.assert_close(got, want)
 
 
 @pytest.mark.usefixtures("triton")
@@ -373,21 +287,3 @@ def test_what_the_kernels_cannot_take_raises() -> None:
         attention.prefill(torch.zeros(1, 5, 3, 1, 8, device=DEVICE), cache, cache)
     with pytest.raises(ValueError, match=r"want a position in \[0, 4\).*got 4"):
         attention.step(torch.zeros(1, 3, 1, 8, device=DEVICE), cache, cache, 4)
-    with pytest.raises(ValueError, match=r"want positions \[B\]"):
-        attention.step_at(torch.zeros(1, 3, 1, 8, device=DEVICE), cache, cache, torch.zeros(2, device=DEVICE))
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_at_full_size_values_and_gradients_stay_within_tolerance(dtype: torch.dtype) -> None:
-    qkv_BT3HK, grad_BTHK = (randn(16, 64, *rest, 8, 64, seed=3).to(dtype) for rest in ((3,), ()))
-    key = seed_tensor(7)
-    out_BTHK, lse_BHT = kernel.attend_fwd(qkv_BT3HK, key, 0.1)
-    got_BT3HK = kernel.attend_bwd(grad_BTHK, qkv_BT3HK, key, out_BTHK, lse_BHT, 0.1)
-    kept_BHTT = kernel.mask_fwd(key, 16, 8, 64, 0.1)
-    leaf = qkv_BT3HK.double().requires_grad_()
-    exact_BTHK = exact(leaf, 0.1, kept_BHTT)
-    (exact_BT3HK,) = torch.autograd.grad(exact_BTHK, leaf, grad_BTHK.double())
-    results = zip((out_BTHK, *got_BT3HK.unbind(2)), (exact_BTHK.detach(), *exact_BT3HK.unbind(2)), strict=True)
-    for (got, want), size in zip(results, sizes(leaf.detach(), grad_BTHK.double(), 0.1, kept_BHTT, dtype), strict=True):
-        assert_as_exact_as_eager(got, want, want, *size)

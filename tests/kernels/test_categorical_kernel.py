@@ -12,7 +12,7 @@ from torch import Tensor
 from storm_fast.kernels import categorical
 from storm_fast.kernels.backend import using
 from storm_fast.kernels.categorical import reference
-from tests.kernels.harness import COMPILERS, DEVICE, DTYPES, assert_as_exact_as_eager, fenced, guarded, rand, randn
+from tests.kernels.harness import DEVICE, DTYPES, assert_as_exact_as_eager, fenced, guarded, rand, randn
 
 from storm_fast.kernels.categorical import kernel  # isort: skip  # after the interpreter is chosen
 
@@ -255,50 +255,6 @@ def test_a_sample_of_what_is_no_number_is_none_where_the_references_is(bad: floa
     for want, got in zip(*found, strict=True):
         assert torch.equal(want.isnan(), got.isnan())
     assert torch.equal(found[0][1], found[1][1])
-
-
-def test_public_functions_keep_shapes_and_equal_the_reference() -> None:
-    logits_BTGC, u_BTG = randn(2, 3, 5, 7, seed=0), rand(2, 3, 5, seed=1)
-    weight_BTGC = randn(2, 3, 5, 7, seed=2)
-    found = []
-    for name in ("reference", "triton"):
-        leaf_BTGC = logits_BTGC.clone().requires_grad_()
-        with using(name):  # type: ignore[arg-type]
-            sample_BTGC = categorical.sample(leaf_BTGC, u_BTG, 0.01)
-            class_BTG = categorical.draw(leaf_BTGC, u_BTG, 0.01)
-            (grad_BTGC,) = torch.autograd.grad((sample_BTGC * weight_BTGC).sum(), leaf_BTGC)
-        found.append((sample_BTGC.detach(), class_BTG, grad_BTGC))
-    for want, got in zip(*found, strict=True):
-        torch.testing.assert_close(got, want)
-
-
-def test_ops_keep_torchs_contract() -> None:
-    logits_NC, u_N = randn(5, 7, seed=0).requires_grad_(), rand(5, seed=1)
-    torch.library.opcheck(OPS.categorical_sample.default, (logits_NC, u_N, 0.01))
-    torch.library.opcheck(OPS.categorical_draw.default, (logits_NC.detach(), u_N, 0.01))
-    grad_NC = randn(5, 7, seed=2)
-    torch.library.opcheck(OPS.categorical_sample_backward.default, (grad_NC, logits_NC.detach(), 0.01))
-    post_BTGC, prior_BTGC = (randn(2, 3, 4, 5, seed=s).requires_grad_() for s in (3, 4))
-    torch.library.opcheck(OPS.categorical_kl.default, (post_BTGC, prior_BTGC, 0.01, 1.0, False))
-    out_3, kl_N = kernel.kl_fwd(post_BTGC.detach(), prior_BTGC.detach(), 0.01, 1.0, False)
-    args = (out_3, post_BTGC.detach(), prior_BTGC.detach(), out_3, kl_N, 0.01, 1.0, False)
-    torch.library.opcheck(OPS.categorical_kl_backward.default, args)
-
-
-@pytest.mark.usefixtures("triton")
-@pytest.mark.parametrize("compiler", COMPILERS)
-def test_compiles_without_a_graph_break(compiler: str) -> None:
-    def loss(logits_NGC: Tensor, u_NG: Tensor, prior_NGC: Tensor) -> Tensor:
-        drawn = categorical.sample(logits_NGC, u_NG, 0.01).square().sum()
-        drawn += categorical.draw(prior_NGC, u_NG, 0.01).sum()
-        return drawn + sum(categorical.kl_losses(logits_NGC, prior_NGC, 0.01, 0.0, "batch")[:2])
-
-    leaves = [randn(4, 3, 5, seed=s).requires_grad_() for s in (0, 1)]
-    u_NG = rand(4, 3, seed=2)
-    compiled = torch.compile(loss, fullgraph=True, backend=compiler)
-    want, got = loss(leaves[0], u_NG, leaves[1]), compiled(leaves[0], u_NG, leaves[1])
-    torch.testing.assert_close(got, want)
-    torch.testing.assert_close(torch.autograd.grad(got, leaves), torch.autograd.grad(want, leaves))
 
 
 @pytest.mark.gpu

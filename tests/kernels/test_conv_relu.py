@@ -70,23 +70,6 @@ def test_where_a_gradient_is_wanted_it_is_the_definitions(monkeypatch: pytest.Mo
     assert torch.equal(got, want)
 
 
-def test_op_keeps_torchs_contract() -> None:
-    for layout in LAYOUTS:
-        x_NPYX = randn(2, 4, 3, 5, seed=0).contiguous(memory_format=layout)
-        torch.library.opcheck(torch.ops.storm_fast.bias_relu.default, (x_NPYX, randn(4, seed=1)))
-
-
-@pytest.mark.usefixtures("triton")
-def test_compiles_without_a_graph_break() -> None:
-    weight_OIYX, bias_O = randn(5, 3, 4, 4, seed=1), randn(5, seed=2)
-
-    def doubled(x_NIYX: Tensor) -> Tensor:
-        return 2 * conv_relu(x_NIYX, weight_OIYX, bias_O, (2, 2), (1, 1))
-
-    x_NIYX = randn(2, 3, 9, 10, seed=0)
-    torch.testing.assert_close(torch.compile(doubled, fullgraph=True, backend="aot_eager")(x_NIYX), doubled(x_NIYX))
-
-
 def test_what_does_not_fit_raises() -> None:
     x_NIYX, weight_OIYX = randn(2, 3, 9, 10, seed=0), randn(5, 3, 4, 4, seed=1)
     with pytest.raises(ValueError, match=r"want images .* a bias \[O\]; got \(2, 3, 9, 10\), \(5, 3, 4, 4\), \(4,\)"):

@@ -9,7 +9,7 @@ from torch import Tensor
 from storm_fast.kernels import frames
 from storm_fast.kernels.backend import using
 from storm_fast.kernels.frames import kernel, reference
-from tests.kernels.harness import COMPILERS, DEVICE, DTYPES, fenced, guarded, rand
+from tests.kernels.harness import DEVICE, DTYPES, fenced, guarded, rand
 
 LAYOUTS = [torch.channels_last, torch.contiguous_format]
 
@@ -70,26 +70,6 @@ def test_the_definition_scales_centres_and_moves_colours_first(layout: torch.mem
         # A GPU divides to within 2 units of 2^-24.
         assert abs(plain.amax().item() - 1) <= 2**-22
         assert plain.shape == (4, 3, 3, 5)
-
-
-def test_op_keeps_torchs_contract() -> None:
-    obs_NYXP, index_N, mean_YXP = (
-        random_frames(3, 2, 4, 3, 0),
-        torch.tensor([1, 2], device=DEVICE),
-        rand(2, 4, 3, seed=0),
-    )
-    for args in ((index_N, mean_YXP, torch.bfloat16, True), (None, None, torch.float32, False)):
-        torch.library.opcheck(torch.ops.storm_fast.frames.default, (obs_NYXP, *args))
-
-
-@pytest.mark.usefixtures("triton")
-@pytest.mark.parametrize("compiler", COMPILERS)
-def test_compiles_without_a_graph_break(compiler: str) -> None:
-    def doubled(obs_NYXP: Tensor, index_N: Tensor) -> Tensor:
-        return 2 * frames.gather(obs_NYXP, index_N, None, torch.float32, torch.channels_last)
-
-    given = random_frames(3, 2, 4, 3, 0), torch.tensor([1, 2], device=DEVICE)
-    torch.testing.assert_close(torch.compile(doubled, fullgraph=True, backend=compiler)(*given), doubled(*given))
 
 
 def test_what_does_not_fit_raises() -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from storm_fast.kernels import reconstruction
 from storm_fast.kernels.backend import using
 from storm_fast.kernels.reconstruction import kernel
-from tests.kernels.harness import COMPILERS, DEVICE, DTYPES, assert_as_exact_as_eager, fenced, guarded, rand, randn
+from tests.kernels.harness import DEVICE, DTYPES, assert_as_exact_as_eager, fenced, guarded, rand, randn
 
 OPS = torch.ops.storm_fast
 SIDES = st.sampled_from([(1, 1), (1, 2), (3, 5), (37, 41)])  # the last in two tiles where it has three colours
@@ -107,29 +107,6 @@ def test_the_public_function_equals_the_reference_in_any_layout(dtype: torch.dty
         found.append((error_BT.detach(), *torch.autograd.grad(error_BT, leaf, grad_BT)))
     for want, got in zip(*found, strict=True):
         torch.testing.assert_close(got, want, rtol=2 * torch.finfo(want.dtype).eps + 1e-6, atol=1e-6)
-
-
-@pytest.mark.parametrize("is_channels_last", [False, True])
-def test_ops_keep_torchs_contract(is_channels_last: bool) -> None:
-    image_NPYX = laid(randn(2, 3, 4, 5, seed=0), is_channels_last)
-    obs_NYXP, grad_N = random_frames(2, 4, 5, 3, seed=1), randn(2, seed=2)
-    torch.library.opcheck(OPS.reconstruction.default, (image_NPYX.requires_grad_(), obs_NYXP, is_channels_last))
-    args = (grad_N, image_NPYX.detach(), obs_NYXP, is_channels_last)
-    torch.library.opcheck(OPS.reconstruction_backward.default, args)
-
-
-@pytest.mark.usefixtures("triton")
-@pytest.mark.parametrize("compiler", COMPILERS)
-def test_compiles_without_a_graph_break(compiler: str) -> None:
-    def total(image_NPYX: Tensor, obs_NYXP: Tensor) -> Tensor:
-        return reconstruction.squared_error(2 * image_NPYX, obs_NYXP).mean()
-
-    leaf_NPYX = randn(2, 3, 4, 5, seed=0).contiguous(memory_format=torch.channels_last).requires_grad_()
-    obs_NYXP = random_frames(2, 4, 5, 3, seed=1)
-    got = torch.compile(total, fullgraph=True, backend=compiler)(leaf_NPYX, obs_NYXP)
-    want = total(leaf_NPYX, obs_NYXP)
-    torch.testing.assert_close(got, want)
-    torch.testing.assert_close(torch.autograd.grad(got, leaf_NPYX), torch.autograd.grad(want, leaf_NPYX))
 
 
 def test_what_does_not_fit_raises() -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from storm_fast.kernels import twohot
 from storm_fast.kernels.backend import using
 from storm_fast.kernels.twohot import kernel, reference
-from tests.kernels.harness import COMPILERS, DEVICE, DTYPES, assert_as_exact_as_eager, fenced, guarded, randn
+from tests.kernels.harness import DEVICE, DTYPES, assert_as_exact_as_eager, fenced, guarded, randn
 
 BOUND = 20.0
 OPS = torch.ops.storm_fast
@@ -152,43 +152,6 @@ def test_decoding_an_encoded_value_gives_it_back(n: int, v: int, seed: int) -> N
     got_N = kernel.decode_fwd(kernel.encode_fwd(x_N, v).log()).double()
     want_N = (x_N.double().sign() * x_N.double().abs().log1p()).clamp(-BOUND, BOUND)
     torch.testing.assert_close(got_N.sign() * got_N.abs().log1p(), want_N, rtol=0, atol=2 * ROUNDING)
-
-
-def test_public_functions_keep_shapes_and_equal_the_reference() -> None:
-    logits_BTV, x_BT = randn(2, 3, 21, seed=0), values(6, seed=1).view(2, 3)
-    found = []
-    for name in ("reference", "triton"):
-        leaf_BTV = logits_BTV.clone().requires_grad_()
-        with using(name):  # type: ignore[arg-type]
-            loss_BT, decoded_BT = twohot.loss(leaf_BTV, x_BT), twohot.decode(leaf_BTV)
-            encoded_BTV = twohot.encode(x_BT, 21)
-            grads = [torch.autograd.grad(y.sum(), leaf_BTV)[0] for y in (loss_BT, decoded_BT)]
-        found.append((loss_BT.detach(), decoded_BT.detach(), encoded_BTV, *grads))
-    for want, got in zip(*found, strict=True):
-        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
-
-
-def test_ops_keep_torchs_contract() -> None:
-    logits_NV, x_N = randn(3, 7, seed=0), values(3, seed=1)
-    torch.library.opcheck(OPS.twohot_loss.default, (logits_NV.clone().requires_grad_(), x_N))
-    loss_N, lse_N = kernel.loss_fwd(logits_NV, x_N)
-    torch.library.opcheck(OPS.twohot_loss_backward.default, (loss_N, logits_NV, x_N, lse_N))
-    torch.library.opcheck(OPS.twohot_encode.default, (x_N, 7))
-    torch.library.opcheck(OPS.twohot_decode.default, (logits_NV.clone().requires_grad_(),))
-    torch.library.opcheck(OPS.twohot_decode_backward.default, (loss_N, logits_NV))
-
-
-@pytest.mark.usefixtures("triton")
-@pytest.mark.parametrize("compiler", COMPILERS)
-def test_compiles_without_a_graph_break(compiler: str) -> None:
-    def total(logits_NV: Tensor, x_N: Tensor) -> Tensor:
-        encoded_NV = twohot.encode(x_N, logits_NV.shape[-1])
-        return (twohot.loss(logits_NV, x_N) + twohot.decode(logits_NV)).sum() + (encoded_NV * logits_NV).sum()
-
-    leaf_NV, x_N = randn(3, 7, seed=0).requires_grad_(), values(3, seed=1)
-    got, want = torch.compile(total, fullgraph=True, backend=compiler)(leaf_NV, x_N), total(leaf_NV, x_N)
-    torch.testing.assert_close(got, want)
-    torch.testing.assert_close(torch.autograd.grad(got, leaf_NV), torch.autograd.grad(want, leaf_NV))
 
 
 def test_fewer_than_two_bins_raise() -> None:

@@ -1,0 +1,68 @@
+"""Every operation of kernels/, as its specification calls it, beside torch.compile, the definition and its peers."""
+
+from collections.abc import Callable
+from itertools import count
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from bench.conftest import Compare
+from bench.instrument.forms import DEVICE, OPERATION
+from bench.instrument.harness import Subject, operation_forms
+from storm_fast.kernels import backend
+from storm_fast.kernels.spec import Draw, Spec, Use, every, gradients, named
+
+CASES = [
+    pytest.param(spec, use, form, id=f"{spec.name}-{name}-{form}")
+    for spec in every()
+    for name, use in spec.full.items()
+    for form in (*OPERATION, *spec.peers, *spec.absent)
+]
+
+
+@pytest.mark.parametrize(("spec", "use", "form"), CASES)
+def bench_kernel(compare: Compare, spec: Spec, use: Use, form: str) -> None:
+    compare(use.title, form, lambda: subject(spec, use))
+
+
+def subject(spec: Spec, use: Use) -> Subject:
+    """The specification's call in all its forms; where gradients are taken, on what comes in for them too."""
+    seeds = count()
+
+    def inputs() -> tuple[Any, ...]:
+        draw = Draw(next(seeds), DEVICE, spec.measured_dtype, use.learns)
+        given = spec.inputs(draw, *use.sizes)
+        if not use.learns:
+            return tuple(given)
+        with backend.using("reference"):
+            out = spec.call(*given)
+        results = [x for x in ((out,) if isinstance(out, Tensor) else out) if x.requires_grad]
+        return *given, *(draw.normal(*x.shape, dtype=x.dtype) for x in results)
+
+    given = len(spec.inputs(Draw(0, DEVICE, spec.measured_dtype), *next(iter(spec.small.values()))))
+
+    def forms(of: Spec) -> dict[str, Callable[..., Any]]:
+        taken = _learned if use.learns else (lambda call, _: call)
+        peers = {name: taken(peer, given) for name, peer in of.peers.items()}
+        return operation_forms(taken(of.call, given), **peers)
+
+    return Subject(
+        inputs=inputs,
+        forms=forms(spec),
+        cost=use.cost,
+        tolerance=spec.tolerance,
+        compared=forms(named(spec.compared)) if spec.compared else None,
+        absent=spec.absent,
+    )
+
+
+def _learned(call: Callable[..., Any], given: int) -> Callable[..., tuple[Tensor, ...]]:
+    """Results and gradients of the first `given` inputs, from those that come after."""
+
+    def both(*inputs: Any) -> tuple[Tensor, ...]:
+        out = call(*inputs[:given])
+        results = (out,) if isinstance(out, Tensor) else tuple(out)
+        return *results, *gradients(out, inputs[:given], inputs[given:])
+
+    return both
