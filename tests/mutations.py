@@ -285,6 +285,59 @@ FAULTS = {
         "norm", "norm-backward-partial", "to_bias_PD = tl.load(partial_ptr + offset_PD, mask=is_kept_PD, other=0.0)"
     ),
     "norm backward: residual's gradient not written": Fault("norm", "norm-backward-residual", "if APART and RELU:"),
+    "first_conv: not scaled": Fault("first_conv", "first_conv-scaled", "y_MO = y_MO / 256.0"),
+    "first_conv: not scaled before the mean": Fault("first_conv", "first_conv-scaled-before", "x_MK = x_MK / 256.0"),
+    "first_conv: index ignored": Fault("first_conv", "first_conv-index-ignored", "frame = n"),
+    "first_conv: mean of the wrong pixel": Fault(
+        "first_conv", "first_conv-mean-wrong", "x_MK -= tl.load(mean_ptr + byte_MK, mask=is_inside_MK, other=0.0)"
+    ),
+    "first_conv: mean outside the image": Fault(
+        "first_conv", "first_conv-mean-wrong", "x_MK -= tl.load(mean_ptr + in_MK)"
+    ),
+    "first_conv: zeros outside the image centred": Fault(
+        "first_conv", "first_conv-mean-wrong", "x_MK -= tl.load(mean_ptr + in_MK, mask=is_inside_MK, other=0.5)"
+    ),
+    "first_conv: a row before the image read": Fault(
+        "first_conv", "first_conv-row-before", "is_inside_MK = (row_MK < Y) & (byte_MK >= 0) & (byte_MK < X * P)"
+    ),
+    "first_conv: a row behind the image read": Fault(
+        "first_conv",
+        "first_conv-row-before",
+        "is_inside_MK = (row_MK >= 0) & (row_MK <= Y) & (byte_MK >= 0) & (byte_MK < X * P)",
+    ),
+    "first_conv: columns before the image read": Fault(
+        "first_conv", "first_conv-row-before", "is_inside_MK = (row_MK >= 0) & (row_MK < Y) & (byte_MK < X * P)"
+    ),
+    "first_conv: a byte behind the row read": Fault(
+        "first_conv",
+        "first_conv-row-before",
+        "is_inside_MK = (row_MK >= 0) & (row_MK < Y) & (byte_MK >= 0) & (byte_MK <= X * P)",
+    ),
+    "first_conv: windows start a row late": Fault(
+        "first_conv", "first_conv-windows-start", "row_MK = (2 * (m // OUT_X))[:, None] + filter_row_K[None, :]"
+    ),
+    "first_conv: windows start a column late": Fault(
+        "first_conv", "first_conv-windows-start-column", "byte_MK = (2 * (m % OUT_X))[:, None] * P + j_K[None, :]"
+    ),
+    "first_conv: channels beyond a program's repeated": Fault(
+        "first_conv", "first_conv-channels-beyond", "o = tl.arange(0, BLOCK_O)"
+    ),
+    "first_conv: only the first tile of a frame": Fault(
+        "first_conv", "first_conv-only-first", "m = 0 + tl.arange(0, BLOCK_M)"
+    ),
+    "first_conv: bias missing": Fault(
+        "first_conv",
+        "first_conv-bias-missing",
+        "y_MO += 0 * tl.load(bias_ptr + o, mask=o < FILTERS, other=0.0).to(tl.float32)[None, :]",
+    ),
+    "first_conv: not clipped": Fault("first_conv", "first_conv-clipped", "y_MO = y_MO"),
+    "first_conv: NaN clipped": Fault("first_conv", "first_conv-clipped", "y_MO = tl.where(y_MO > 0, y_MO, 0.0)"),
+    "first_conv: pixels of the tail not masked": Fault(
+        "first_conv", "first_conv-pixels-tail", "is_kept_MO = (o < FILTERS)[None, :]"
+    ),
+    "first_conv: channels of the tail not masked": Fault(
+        "first_conv", "first_conv-pixels-tail", "is_kept_MO = (m < PIXELS)[:, None]"
+    ),
 }
 
 _LIMIT_S = 900  # attention takes a minute alone, five on a shared machine

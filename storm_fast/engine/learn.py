@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from storm_fast.config import ImagineConfig
-from storm_fast.data.replay import Batch, Replay, concat
+from storm_fast.data.replay import Batch, Replay, Windows, concat
 from storm_fast.engine.optimizer import Optimizer
 from storm_fast.engine.precision import Precision
 from storm_fast.model.agent import Agent, Trajectory
@@ -63,21 +63,27 @@ def draw_context(
     generator: torch.Generator,
     precision: Precision,
 ) -> Context:
-    """`encode_context` of what `sample` would draw; the frames go straight from the replay to the encoder."""
+    """`encode_context` of what `sample` would draw; the encoder reads a lone replay's frames where they lie."""
     drawn = [replay.windows(B, C, generator)]
     if demonstration is not None and B_demonstration > 0:
         drawn.append(demonstration.windows(B_demonstration, C, generator))
-    action_BC = _joined([windows.action_BT for windows in drawn])
+    windows = _joined(drawn)
     world_model.eval()
-    u_BCG = torch.rand(*action_BC.shape, world_model.config.latents, generator=generator, device=precision.device)
+    G = world_model.config.latents
+    u_BCG = torch.rand(*windows.action_BT.shape, G, generator=generator, device=precision.device)
     with precision.autocast():
-        images = [world_model.images(windows.frames_MYXP, windows.index_N) for windows in drawn]
-        return Context(world_model.encode_images(_joined(images), u_BCG), action_BC)
+        z_BCZ = world_model.encode_frames(windows.frames_MYXP, windows.index_N, u_BCG)
+        return Context(z_BCZ, windows.action_BT)
 
 
-def _joined(parts: list[Tensor]) -> Tensor:
-    """One tensor of all, without a copy where there is one."""
-    return torch.cat(parts) if len(parts) > 1 else parts[0]
+def _joined(drawn: list[Windows]) -> Windows:
+    """All windows as those of one replay, without a copy where there is one."""
+    if len(drawn) == 1:
+        return drawn[0]
+    # The frames as bytes: what the encoder makes of them is larger.
+    frames_NYXP = torch.cat([windows.frames_MYXP.index_select(0, windows.index_N) for windows in drawn])
+    index_N = torch.arange(len(frames_NYXP), device=frames_NYXP.device)
+    return Windows(frames_NYXP, index_N, torch.cat([windows.action_BT for windows in drawn]))
 
 
 @torch.no_grad()

@@ -5,13 +5,15 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from storm_fast.kernels import frames
 from storm_fast.kernels.conv_relu import conv_relu
+from storm_fast.kernels.first_conv import first_conv
 
 GRID = 4  # rows and columns that four halvings leave of 64
 
 
 class Encoder(nn.Module):
-    """Four halving convolutions, batch-normalised (STORM Table 3): [N, P, 64, 64] -> [N, 16 * 8 * stem]."""
+    """Four halving convolutions, batch-normalised (STORM Table 3): uint8 [N, 64, 64, P] -> [N, 16 * 8 * stem]."""
 
     def __init__(self, colours: int, stem: int) -> None:
         super().__init__()
@@ -20,22 +22,56 @@ class Encoder(nn.Module):
         self.convs = nn.ModuleList(nn.Conv2d(i, o, 4, stride=2, padding=1, bias=False) for i, o in pairs)
         self.norms = nn.ModuleList(nn.BatchNorm2d(o) for _, o in pairs)
 
-    def forward(self, image_NPYX: Tensor) -> Tensor:
-        """Embeddings flattened as channels, rows, columns; the definition, in training and evaluation."""
-        for conv, norm in zip(self.convs, self.norms, strict=True):
-            image_NPYX = torch.relu(norm(conv(image_NPYX)))
-        return image_NPYX.flatten(1)
+    def forward(
+        self,
+        frames_MYXP: Tensor,
+        index_N: Tensor | None = None,
+        mean_YXP: Tensor | None = None,
+        layout: torch.memory_format = torch.contiguous_format,
+    ) -> Tensor:
+        """Embeddings flattened as channels, rows, columns; the definition, in training and evaluation.
 
-    def folded(self, image_NPYX: Tensor) -> Tensor:
-        """As `forward` in evaluation mode, with each normalisation folded into its convolution's weights."""
+        Args:
+            frames_MYXP: uint8 frames.
+            index_N: which of them; None takes all in order.
+            mean_YXP: subtracted from the frames on the scale where they are [0, 1].
+            layout: memory format of images and activations.
+        """
+        dtype = _products_dtype(frames_MYXP)
+        if index_N is None:
+            x_NPYX = frames.normalise(frames_MYXP, mean_YXP, dtype, layout)
+        else:
+            x_NPYX = frames.gather(frames_MYXP, index_N, mean_YXP, dtype, layout)
         for conv, norm in zip(self.convs, self.norms, strict=True):
-            assert isinstance(conv, nn.Conv2d)
-            assert isinstance(conv.padding, tuple)
-            assert isinstance(norm, nn.BatchNorm2d)
-            assert norm.running_mean is not None
-            assert norm.running_var is not None
-            scale_P = norm.weight * (norm.running_var + norm.eps).rsqrt()
-            weight = conv.weight * scale_P[:, None, None, None]
-            shift_P = norm.bias - norm.running_mean * scale_P
-            image_NPYX = conv_relu(image_NPYX, weight, shift_P, conv.stride, conv.padding)
-        return image_NPYX.flatten(1)
+            x_NPYX = torch.relu(norm(conv(x_NPYX)))
+        return x_NPYX.flatten(1)
+
+    def folded(
+        self,
+        frames_MYXP: Tensor,
+        index_N: Tensor | None = None,
+        mean_YXP: Tensor | None = None,
+        layout: torch.memory_format = torch.contiguous_format,
+    ) -> Tensor:
+        """As `forward` in evaluation mode, with each normalisation folded into its convolution's weights."""
+        first, *others = [_fold(conv, norm) for conv, norm in zip(self.convs, self.norms, strict=True)]
+        x_NPYX = first_conv(frames_MYXP, index_N, mean_YXP, *first, _products_dtype(frames_MYXP), layout)
+        for weight_OPYX, bias_O in others:
+            x_NPYX = conv_relu(x_NPYX, weight_OPYX, bias_O, (2, 2), (1, 1))
+        return x_NPYX.flatten(1)
+
+
+def _products_dtype(frames_MYXP: Tensor) -> torch.dtype:
+    """Autocast's dtype where it is on: images are rounded to it once, not to float32 first."""
+    device = frames_MYXP.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
+
+
+def _fold(conv: nn.Module, norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """Filters weight_OPYX and bias_O of a convolution that does what the two do in evaluation mode."""
+    assert isinstance(conv, nn.Conv2d)
+    assert isinstance(norm, nn.BatchNorm2d)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    scale_O = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    return conv.weight * scale_O[:, None, None, None], norm.bias - norm.running_mean * scale_O

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from storm_fast.config import ModelConfig
 from storm_fast.data.replay import Batch
-from storm_fast.kernels import categorical, frames, reconstruction, twohot
+from storm_fast.kernels import categorical, reconstruction, twohot
 from storm_fast.model.decoder import Decoder
 from storm_fast.model.encoder import GRID, Encoder
 from storm_fast.model.losses import weighted_total
@@ -67,7 +67,7 @@ class WorldModel(nn.Module):
             u_prior_BTG: uniform draws for the prior, needed where `decoder_input` is "prior".
         """
         B, T = action_BT.shape
-        embedding_NE = self.encoder(self.images(obs_BTYXP.flatten(0, 1)))
+        embedding_NE = self.encoder(obs_BTYXP.flatten(0, 1), None, self._mean_YXP, self.layout)
         post_logits_BTGC = self._posterior_logits(embedding_NE).unflatten(0, (B, T))
         z_BTZ = categorical.sample(post_logits_BTGC, u_BTG, self.config.unimix).flatten(2)
         h_BTD = self.transformer(z_BTZ, action_BT)
@@ -125,11 +125,12 @@ class WorldModel(nn.Module):
 
     def encode(self, obs_BTYXP: Tensor, u_BTG: Tensor) -> Tensor:
         """Sampled latents z_BTZ of uint8 frames, with the running statistics (evaluation mode, no gradient)."""
-        return self.encode_images(self.images(obs_BTYXP.flatten(0, 1)), u_BTG)
+        return self.encode_frames(obs_BTYXP.flatten(0, 1), None, u_BTG)
 
-    def encode_images(self, image_NPYX: Tensor, u_BTG: Tensor) -> Tensor:
-        """As `encode`, of what `images` gave."""
-        logits_NGC = self._posterior_logits(self.encoder.folded(image_NPYX))
+    def encode_frames(self, frames_MYXP: Tensor, index_N: Tensor | None, u_BTG: Tensor) -> Tensor:
+        """As `encode`, of the frames at index_N, step after step of each sequence; None takes all in order."""
+        embedding_NE = self.encoder.folded(frames_MYXP, index_N, self._mean_YXP, self.layout)
+        logits_NGC = self._posterior_logits(embedding_NE)
         z_NGC = categorical.sample(logits_NGC, u_BTG.flatten(0, 1), self.config.unimix)
         z_BTZ: Tensor = z_NGC.flatten(1).unflatten(0, u_BTG.shape[:2])
         return z_BTZ
@@ -167,14 +168,10 @@ class WorldModel(nn.Module):
         """Set the mean frame, in [0, 1], that `center_frames` subtracts and adds back."""
         self.mean_frame.copy_(mean_YXP)
 
-    def images(self, frames_MYXP: Tensor, index_N: Tensor | None = None) -> Tensor:
-        """What the encoder reads, image_NPYX, of uint8 frames: of all of them, or of those at index_N."""
-        device = frames_MYXP.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
-        mean_YXP = self.mean_frame if self.config.center_frames else None
-        if index_N is None:
-            return frames.normalise(frames_MYXP, mean_YXP, dtype, self.layout)
-        return frames.gather(frames_MYXP, index_N, mean_YXP, dtype, self.layout)
+    @property
+    def _mean_YXP(self) -> Tensor | None:
+        """What the encoder subtracts from frames."""
+        return self.mean_frame if self.config.center_frames else None
 
     def _posterior_logits(self, embedding_NE: Tensor) -> Tensor:
         logits_NZ = self.posterior(embedding_NE)

@@ -17,14 +17,20 @@ def predict(model: WorldModel, u_prior: bool = False, seed: int = 0) -> Predicti
     return model(b.obs_BTYXP, b.action_BT, u_2BTG[0], u_2BTG[1] if u_prior else None)
 
 
-@pytest.mark.parametrize("channels_last", [False, True])
-def test_folded_encoder_equals_the_normalised_one(channels_last: bool) -> None:
+@pytest.mark.parametrize("gathers", [False, True])
+@pytest.mark.parametrize("centres", [False, True])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_folded_encoder_equals_the_normalised_one(layout: torch.memory_format, centres: bool, gathers: bool) -> None:
     model = networks.world_model().eval()
-    if channels_last:
+    if layout == torch.channels_last:
         model.use_channels_last()
-    image_NPYX = torch.rand(5, 3, 64, 64)
+    obs_MYXP = networks.batch().obs_BTYXP.flatten(0, 1)
+    index_N = torch.tensor([5, 0, 5, 2]) if gathers else None
+    mean_YXP = obs_MYXP.float().mean(0) / 255 if centres else None
     with torch.no_grad():
-        torch.testing.assert_close(model.encoder.folded(image_NPYX), model.encoder(image_NPYX), rtol=1e-4, atol=1e-5)
+        got_NE, want_NE = (f(obs_MYXP, index_N, mean_YXP, layout) for f in (model.encoder.folded, model.encoder))
+    assert len(got_NE) == (4 if gathers else len(obs_MYXP))
+    torch.testing.assert_close(got_NE, want_NE, rtol=1e-4, atol=1e-5)
 
 
 def test_channels_last_computes_the_same() -> None:

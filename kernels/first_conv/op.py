@@ -1,0 +1,81 @@
+"""The first convolution as a torch op, and the public function, which runs the kernel or the reference."""
+
+import torch
+from torch import Tensor
+
+from storm_fast.kernels import backend
+from storm_fast.kernels.first_conv import reference
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@backend.op("first_conv", "first_conv.first_conv_fwd")
+def _first_conv(
+    frames_MYXP: Tensor,
+    index_N: Tensor | None,
+    mean_YXP: Tensor | None,
+    weight_OPYX: Tensor,
+    bias_O: Tensor,
+    dtype: torch.dtype,
+    is_channels_last: bool,
+) -> Tensor:
+    M, Y, X = frames_MYXP.shape[:3]
+    N, filters = M if index_N is None else index_N.shape[0], bias_O.shape[0]
+    if is_channels_last:
+        return frames_MYXP.new_empty((N, Y // 2, X // 2, filters), dtype=dtype).permute(0, 3, 1, 2)
+    return frames_MYXP.new_empty((N, filters, Y // 2, X // 2), dtype=dtype)
+
+
+def first_conv(
+    frames_MYXP: Tensor,
+    index_N: Tensor | None,
+    mean_YXP: Tensor | None,
+    weight_OPYX: Tensor,
+    bias_O: Tensor,
+    dtype: torch.dtype,
+    layout: torch.memory_format,
+) -> Tensor:
+    """relu(conv(obs / 255 - mean) + bias); see `reference.first_conv`, which also runs where a gradient is wanted.
+
+    The index lies on the device and is not checked against M.
+
+    Raises:
+        ValueError: where frames, index, mean, filters and bias do not fit each other, or for another dtype.
+    """
+    _check(frames_MYXP, index_N, mean_YXP, weight_OPYX, bias_O, dtype)
+    learns = torch.is_grad_enabled() and (weight_OPYX.requires_grad or bias_O.requires_grad)
+    if learns or not backend.is_triton(frames_MYXP):
+        return reference.first_conv(frames_MYXP, index_N, mean_YXP, weight_OPYX, bias_O, dtype, layout)
+    is_channels_last = layout == torch.channels_last
+    return _first_conv(frames_MYXP, index_N, mean_YXP, weight_OPYX, bias_O, dtype, is_channels_last)
+
+
+def _check(
+    frames_MYXP: Tensor,
+    index_N: Tensor | None,
+    mean_YXP: Tensor | None,
+    weight_OPYX: Tensor,
+    bias_O: Tensor,
+    dtype: torch.dtype,
+) -> None:
+    is_image = frames_MYXP.ndim == 4 and frames_MYXP.dtype == torch.uint8 and min(frames_MYXP.shape[1:3]) >= 2
+    if not is_image or (mean_YXP is not None and mean_YXP.shape != frames_MYXP.shape[1:]):
+        got = f"{_told(frames_MYXP)}, {_told(mean_YXP)}"
+        raise ValueError(f"want uint8 frames [N, Y, X, P] of at least 2 x 2 and a mean [Y, X, P] or None; got {got}")
+    if index_N is not None and (index_N.ndim != 1 or index_N.dtype != torch.int64):
+        raise ValueError(f"want an int64 index [N] or None; got {_told(index_N)}")
+    filters = (*weight_OPYX.shape[:1], frames_MYXP.shape[3], 4, 4)
+    if weight_OPYX.shape != filters or bias_O.shape != filters[:1]:
+        got = f"{_told(weight_OPYX)}, {_told(bias_O)}"
+        raise ValueError(f"want filters [O, {frames_MYXP.shape[3]}, 4, 4] and a bias [O]; got {got}")
+    if dtype not in _DTYPES:
+        raise ValueError(f"want a dtype of {_DTYPES}; got {dtype}")
+    given = (frames_MYXP, index_N, mean_YXP, weight_OPYX, bias_O)
+    if any(x is not None and x.device != frames_MYXP.device for x in given):
+        got = ", ".join(str(x.device) for x in given if x is not None)
+        raise ValueError(f"want frames, index, mean, filters and bias on one device; got {got}")
+
+
+def _told(x: Tensor | None) -> str:
+    """A tensor in an error."""
+    return "None" if x is None else f"{x.dtype} {tuple(x.shape)}"
