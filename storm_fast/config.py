@@ -242,6 +242,9 @@ class Config:
     """the preset these values started from"""
     game: str = "Pong"
     """Atari game, named as in ALE/<game>-v5"""
+    env_id: str = ""
+    """any gymnasium environment with pictures and Discrete actions, in the place of the game: its ID, or `module:ID`,
+    which imports the module first; `--env` for short"""
     steps: int = 102_000
     """agent steps of 4 emulator frames each, over all environments (released: 102,000; paper: 100,000)"""
     scored_step: int | None = 100_000
@@ -305,6 +308,16 @@ class Config:
             wanted = "--agent-every a multiple of --model-every where contexts come from the model's batch"
             _want(self.loop.agent_every % self.loop.model_every == 0, wanted, self.loop.agent_every)
 
+    @property
+    def env_name(self) -> str:
+        """What is played: the environment's ID, or the game."""
+        return self.env_id or self.game
+
+    @property
+    def atari_game(self) -> str | None:
+        """The game, whose scores and script are known; None where another environment is played."""
+        return None if self.env_id else self.game
+
 
 def _paper() -> Config:
     storm = Config()
@@ -364,19 +377,25 @@ def preset(name: str) -> Config:
     return PRESETS[name]()
 
 
+_ADDED = {"env_id"}
+
+
 def to_dict(config: Config) -> dict[str, Any]:
     """The configuration as nested plain values, for config.json."""
     return dataclasses.asdict(config)
 
 
 def from_dict(values: dict[str, Any]) -> Config:
-    """The configuration that `to_dict` wrote. Raises InputError for fields that do not exist or are missing."""
+    """The configuration that `to_dict` wrote. Raises InputError for fields that do not exist or are missing.
+
+    Fields of `_ADDED` may be missing: earlier versions did not have them, and did what their defaults do.
+    """
     groups = {f.name: f.default_factory for f in dataclasses.fields(Config) if dataclasses.is_dataclass(f.type)}
 
     def build(kind: Any, given: dict[str, Any]) -> Any:
         names = {f.name for f in dataclasses.fields(kind)}
-        if names != set(given):
-            wrong = ", ".join(sorted(names ^ set(given)))
+        wrong = ", ".join(sorted((names ^ set(given)) - (_ADDED & names)))
+        if wrong:
             raise InputError(
                 f"want the fields of {kind.__name__} in the saved configuration; wrong or missing: {wrong}"
             )

@@ -115,23 +115,23 @@ def evaluate(run: Run, step: int, command: Command) -> dict[str, Any]:
     # Far from the seeds of training, which are small.
     returns = play(collector, policy, quota, command.seed + 1_000_000, generator, precision)
     score = float(np.mean(returns))
-    scores = published()
+    scores, game = published(), config.atari_game
     result = {
-        "game": config.game,
+        "game": config.env_name,
         "step": step,
         "score": score,
         "returns_per_env": returns,
-        "random": scores["random"].get(config.game),
-        "human": scores["human"].get(config.game),
-        "human_normalised": human_normalised(config.game, score),
-        "published_storm": scores["methods"]["STORM"].get(config.game),
+        "random": scores["random"].get(game),
+        "human": scores["human"].get(game),
+        "human_normalised": human_normalised(game, score),
+        "published_storm": scores["methods"]["STORM"].get(game),
         "seed": command.seed,
         "device": str(precision),
         "collector": collector.name,
     }
-    if config.game in scripted.SCRIPTS:
+    if game in scripted.SCRIPTS:
         result |= _baselines(config, command.seed)
-        rollout = scripted.record(config.game, config.env, command.seed + 2_000_000, PROBE_PROBABILITY)
+        rollout = scripted.record(game, config.env, command.seed + 2_000_000, PROBE_PROBABILITY)
         C, T = config.imagine.context, config.imagine.horizon
         probe = reward_probe(world_model, rollout, C, T, generator, precision)
         result["reward_probe"] = None if math.isnan(probe) else probe

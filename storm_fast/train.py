@@ -1,17 +1,17 @@
 """Train STORM on an Atari game: `python -m storm_fast.train --game Pong`. Read this first.
 
-Each turn of the loop plays one step of every environment and then learns from the replay:
+Each turn of the loop (engine/turn.py) plays one step of every environment and then learns from the replay:
 
-    act      policy.py       the newest steps through the world model, then the actor
-    step     collect/        the games move on
-    append   replay.py       a ring of frames on the training device
-    model    learn.py        one update of the world model (world_model.py, transformer.py)
-    imagine  imagine.py      the agent acts in the world model
-    agent    learn.py        one update of actor and critic (agent.py)
+    act      model/policy.py     the newest steps through the world model, then the actor
+    games    envs/               the games move on
+    append   data/replay.py      a ring of frames on the training device
+    model    engine/learn.py     one update of the world model (model/world_model.py, transformer.py)
+    imagine  model/imagine.py    the agent acts in the world model
+    agent    engine/learn.py     one update of actor and critic (model/agent.py)
 
-phases.py has these as calls, which capture.py makes CUDA graphs under --compile and clock.py times; checkpoint.py names
-the parts. config.py holds every number, run.py the folder that is left behind, which evaluate.py scores and report.py
-shows; sweep.py does all of it for several games and seeds.
+engine/phases.py has these as calls, which capture.py makes CUDA graphs under --compile and clock.py times;
+engine/training.py names the parts and saves them. config.py holds every number, runs/run.py the folder that is left
+behind, which evaluate.py scores and report.py shows; sweep.py does all of it for several games and seeds.
 """
 
 import argparse
@@ -58,7 +58,7 @@ TIMED = ("act", "games", "append", "model", "imagine", "agent")
 
 @dataclass(frozen=True)
 class Command:
-    """Train STORM on one Atari game."""
+    """Train STORM on one Atari game, or on any gymnasium environment with pictures."""
 
     config: tyro.conf.OmitArgPrefixes[Config]
     run_dir: Path | None = None
@@ -72,7 +72,12 @@ def parse(argv: list[str]) -> tuple[Run, bool]:
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--preset", default="storm" if torch.cuda.is_available() else "tiny")
     first.add_argument("--resume", type=Path)
+    first.add_argument("--game")
+    first.add_argument("--env", "--env-id")
     known, _ = first.parse_known_args(argv)
+    if known.game is not None and known.env is not None:
+        raise InputError(f"want either --game or --env; got both, {known.game} and {known.env}")
+    argv = [f"--env-id{word[5:]}" if word == "--env" or word.startswith("--env=") else word for word in argv]
     stored = Run.open(known.resume) if known.resume else None
     default = Command(config=stored.config if stored else preset(known.preset))
     command = tyro.cli(Command, args=argv, default=default)
@@ -89,15 +94,28 @@ def parse(argv: list[str]) -> tuple[Run, bool]:
         return Run(stored.path, config), True
     if config.preset not in PRESETS:
         raise InputError(f"want a preset of {', '.join(PRESETS)}; got {config.preset!r}")
-    spec_of(config)
+    _check_env(config)
     device = choose(config.device, config.precision).device
     if config.kernels == "triton" and device.type == "cpu":
         raise InputError("want --kernels triton on a GPU; got a CPU, which runs the references (--kernels reference)")
     build.resolve_kernels(config.kernels, device)
     utc = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S")
-    path = command.run_dir or Path("runs") / f"{config.game}-s{config.seed}-{utc}"
+    path = command.run_dir or Path("runs") / f"{_as_folder(config.env_name)}-s{config.seed}-{utc}"
     check_free(path)
     return Run(path, config), False
+
+
+def _check_env(config: Config) -> None:
+    """Raise InputError where the environment is not there, or is asked for what Atari alone has."""
+    if config.env_id:
+        usual, given = preset(config.preset).env, config.env
+        of_atari = ("sticky", "full_action_space", "frame_skip", "frame_cap", "collector")
+        changed = [f"--{name.replace('_', '-')}" for name in of_atari if getattr(given, name) != getattr(usual, name)]
+        if changed:
+            raise InputError(f"want options of Atari with --game alone; got {', '.join(changed)} and --env")
+        if config.demonstration == "scripted":
+            raise InputError("want --demonstration none or a file.npz with --env; got scripted, which is of some games")
+    spec_of(config)
 
 
 def train(run: Run, resumed: bool) -> bool:
@@ -197,7 +215,7 @@ def _demonstration(run: Run, resumed: bool) -> demo.Arrays | None:
     config = run.config
     wanted = config.demonstration
     if wanted == "auto":
-        wanted = "scripted" if config.game in scripted.SCRIPTS else "none"
+        wanted = "scripted" if config.atari_game in scripted.SCRIPTS else "none"
     if wanted == "none":
         return None
     spec = spec_of(config)
@@ -214,7 +232,7 @@ def _introduce(run: Run, t: Training, precision: Precision, demonstration: Repla
     """Say what runs, on what."""
     config = run.config
     say(f"run        {run.path}{f' (resumed at step {t.step})' if resumed else ''}")
-    say(f"preset     {config.preset}: {config.game}, {config.steps} steps, {config.env.num_envs} environments")
+    say(f"preset     {config.preset}: {config.env_name}, {config.steps} steps, {config.env.num_envs} environments")
     kernels = {"reference": "PyTorch references", "triton": "Triton"}
     say(f"device     {precision}; kernels: {kernels[build.resolve_kernels(config.kernels, precision.device)]}")
     say(f"collector  {t.collector.name}")
@@ -224,7 +242,12 @@ def _introduce(run: Run, t: Training, precision: Precision, demonstration: Repla
         is_cuda = precision.device.type == "cuda"
         say(f"compile    {'four CUDA graphs, captured at first use' if is_cuda else on_cpu}")
     if not t.collector.restored_exactly:
-        say(f"note       ALE did not restore {config.game} exactly: this run may differ from one never stopped")
+        say(f"note       {config.env_name} was not restored exactly: this run may differ from one never stopped")
+
+
+def _as_folder(name: str) -> str:
+    """The name of an environment, without what a folder's may not have."""
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in name)
 
 
 def _due(before: int, after: int, every: int) -> int:

@@ -57,6 +57,18 @@ def test_configuration_survives_its_dictionary(name: str) -> None:
     assert from_dict(to_dict(preset(name))) == preset(name)
 
 
+def test_a_configuration_of_a_version_without_a_field_that_was_added_since_opens() -> None:
+    values = to_dict(preset("tiny"))
+    del values["env_id"]
+    assert from_dict(values) == preset("tiny")
+    for wrong in ({"env_id2": ""}, {"env": values["env"] | {"env_id": ""}}):
+        with pytest.raises(InputError, match="wrong or missing: env_id"):
+            from_dict(values | wrong)
+    del values["seed"]
+    with pytest.raises(InputError, match="wrong or missing: seed"):
+        from_dict(values)
+
+
 def test_unknown_preset_says_which_there_are() -> None:
     with pytest.raises(InputError, match="storm, paper, tiny; got 'huge'"):
         preset("huge")

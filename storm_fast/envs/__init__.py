@@ -1,7 +1,7 @@
-"""Playing Atari: N games side by side behind one small interface (interface.py).
+"""Playing: N games side by side behind one small interface (interface.py).
 
-`GymCollector` is the definition of the environment and the slow twin; `Collector`, in C++, equals it bit by bit;
-`AleVectorCollector` serves where the C++ was not built.
+For Atari, `GymCollector` is the definition of the environment and the slow twin; `Collector`, in C++, equals it bit by
+bit; `AleVectorCollector` serves where the C++ was not built. `PictureCollector` plays any other gymnasium environment.
 """
 
 from collections.abc import Callable
@@ -13,6 +13,7 @@ from storm_fast.envs.games import action_count, check_game, env_seed, games
 from storm_fast.envs.gym import GymCollector
 from storm_fast.envs.interface import AnyCollector, Steps
 from storm_fast.envs.native import Collector, extension
+from storm_fast.envs.pictures import PictureCollector, describe
 from storm_fast.envs.spec import EnvSpec
 
 __all__ = [
@@ -21,10 +22,12 @@ __all__ = [
     "Collector",
     "EnvSpec",
     "GymCollector",
+    "PictureCollector",
     "Steps",
     "action_count",
     "atari",
     "check_game",
+    "describe",
     "env_seed",
     "extension",
     "games",
@@ -64,6 +67,8 @@ def spec_of(config: Config) -> EnvSpec:
     """The environment that a run's configuration names.
 
     Raises:
-        InputError: where there is none of that name.
+        InputError: where there is none of that name, or it does not fit.
     """
+    if config.env_id:
+        return describe(config.env_id)
     return atari(config.game, config.env.full_action_space)

@@ -11,7 +11,7 @@ def published() -> dict[str, Any]:
     return scores
 
 
-def human_normalised(game: str, score: float) -> float | None:
+def human_normalised(game: str | None, score: float) -> float | None:
     """(A - R) / (H - R) of STORM sec. 4.1; None for a game that has no such scores."""
     scores = published()
     low, human = scores["random"].get(game), scores["human"].get(game)

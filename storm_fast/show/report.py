@@ -99,14 +99,14 @@ def write(runs: Iterable[Path], out: Path) -> None:
 
 def page(records: list[Record]) -> str:
     """The report as HTML."""
-    games = sorted({record.config.game for record in records})
+    games = sorted({record.config.env_name for record in records})
     metrics = sorted({name for record in records for row in record.metrics for name in row} - {"step"})
     parts = [
         f"<h1>STORM on {_text(', '.join(games))}</h1>",
         _overview(records),
         _together(records) if len(games) > 1 else "",
         "<h2>Learning</h2>",
-        *(_learning(game, [record for record in records if record.config.game == game]) for game in games),
+        *(_learning(game, [record for record in records if record.config.env_name == game]) for game in games),
         "<h2>Metrics</h2>" if metrics else "",
         _curves(records, metrics) if metrics else "",
         "<h2>Configuration and environment</h2>",
@@ -123,7 +123,7 @@ def _overview(records: list[Record]) -> str:
     """A row for each run."""
     rows = []
     for record in records:
-        final, game = record.final or {}, record.config.game
+        final, game = record.final or {}, record.config.env_name
         theirs = published()["methods"]["STORM"].get(game)
         seeds = f"{statistics.mean(theirs):,.1f} ({', '.join(f'{x:,.0f}' for x in theirs)})" if theirs else ""
         gpus = record.environment.get("gpus") or [f"{record.environment.get('cpus', '?')} CPU cores"]
@@ -155,7 +155,7 @@ def _together(records: list[Record]) -> str:
         final = record.final
         if final is None or final.get("human_normalised") is None:
             return f'<p class="note">No mean over games: {_text(record.name)} has no human-normalised score.</p>'
-        normalised[record.config.game].append(final["human_normalised"])
+        normalised[record.config.env_name].append(final["human_normalised"])
     games = [statistics.mean(seeds) for seeds in normalised.values()]
     return (
         f"<p>Human-normalised score over {len(games)} games, each the mean of its seeds: mean "

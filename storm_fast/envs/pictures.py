@@ -1,0 +1,185 @@
+"""Any gymnasium environment that can be seen and has Discrete actions, vectorised by gymnasium.
+
+Its observations are seen where they are pictures, and else what it renders; both are shrunk to 64 x 64 by area.
+"""
+
+from functools import partial
+from typing import Any
+
+import gymnasium
+import numpy as np
+import numpy.typing as npt
+from gymnasium import spaces
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+from gymnasium.wrappers import AddRenderObservation
+
+from storm_fast.config import EnvConfig
+from storm_fast.envs import area
+from storm_fast.envs.games import env_seed
+from storm_fast.envs.interface import SIZE, AnyCollector, Frames, Steps, check_kind, checked_actions, checked_out
+from storm_fast.envs.spec import EnvSpec
+from storm_fast.errors import InputError
+
+Env = gymnasium.Env[Any, Any]
+
+
+class Shrunk(gymnasium.ObservationWrapper[Any, Any, Any]):
+    """Pictures of 64 x 64 in 1 or 3 colours."""
+
+    def __init__(self, env: Env) -> None:
+        super().__init__(env)
+        shape = env.observation_space.shape
+        assert shape is not None
+        self.observation_space = spaces.Box(0, 255, (SIZE, SIZE, shape[2] if len(shape) == 3 else 1), np.uint8)
+
+    def observation(self, observation: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """The picture, shrunk by averaging areas."""
+        picture_YXP = observation if observation.ndim == 3 else observation[..., None]
+        return area.resize(picture_YXP, SIZE, SIZE)
+
+
+def describe(name: str) -> EnvSpec:
+    """The environment of that gymnasium ID, or `module:ID`, which imports the module first.
+
+    Raises:
+        InputError: where it cannot be made, has no picture to be seen, or has other actions than Discrete ones.
+    """
+    env = _make(name)
+    try:
+        if not isinstance(env.action_space, spaces.Discrete):
+            raise InputError(f"want an --env with Discrete actions; {name} has {env.action_space}")
+        assert env.observation_space.shape is not None
+        return EnvSpec(
+            name,
+            int(env.action_space.n),
+            open=partial(PictureCollector, name),
+            frame=(SIZE, SIZE, env.observation_space.shape[2]),
+        )
+    finally:
+        env.close()
+
+
+def _make(name: str) -> Env:
+    """One environment whose observations are pictures of 64 x 64."""
+    env = _gymnasium_make(name)
+    if _is_picture(env.observation_space):
+        return Shrunk(env)
+    seen, modes = env.observation_space, env.metadata.get("render_modes") or []
+    env.close()
+    wanted = f"an --env whose observations are uint8 pictures of at least {SIZE} x {SIZE} in 1 or 3 colours"
+    if "rgb_array" not in modes:
+        raise InputError(f"want {wanted}, or that renders them (rgb_array); {name} has {seen} and renders {modes}")
+    try:
+        env = AddRenderObservation(_gymnasium_make(name, render_mode="rgb_array"), render_only=True)
+    except (gymnasium.error.Error, ImportError) as error:  # what draws may be missing alone
+        raise InputError(f"want an --env that renders pictures; {name}: {error}") from error
+    if not _is_picture(env.observation_space):
+        rendered = env.observation_space
+        env.close()
+        raise InputError(f"want {wanted}; {name} has {seen} and renders {rendered}")
+    return Shrunk(env)
+
+
+def _gymnasium_make(name: str, render_mode: str | None = None) -> Env:
+    try:
+        return gymnasium.make(name, render_mode=render_mode)
+    except (gymnasium.error.Error, ImportError, TypeError, ValueError) as error:
+        wanted = "--env as gymnasium knows it, `ID` or `module:ID`"
+        raise InputError(f"want {wanted}; {name}: {type(error).__name__}: {error}") from error
+
+
+def _is_picture(space: spaces.Space[Any]) -> bool:
+    """Whether what is observed is a picture that area interpolation can shrink."""
+    if not isinstance(space, spaces.Box) or space.dtype != np.uint8 or len(space.shape) not in (2, 3):
+        return False
+    return min(space.shape[:2]) >= SIZE and (len(space.shape) == 2 or space.shape[2] in (1, 3))
+
+
+class PictureCollector(AnyCollector):
+    """N environments side by side; several have processes of their own, unless `num_threads` is 1.
+
+    They cannot be saved: a resumed run begins new episodes. An episode ends where the environment says so, be it
+    terminated or truncated; there are no lives.
+    """
+
+    def __init__(self, name: str, config: EnvConfig) -> None:
+        """Open config.num_envs of them. Raises InputError as `describe` does."""
+        N = config.num_envs
+        self.num_envs, self._seed = N, 0
+        makes = [partial(_make, name)] * N
+        self._apart: AsyncVectorEnv | None = None
+        if N > 1 and config.num_threads != 1:
+            self._apart = AsyncVectorEnv(makes, autoreset_mode=AutoresetMode.SAME_STEP)
+        self._env = self._apart or SyncVectorEnv(makes, autoreset_mode=AutoresetMode.SAME_STEP)
+        space = self._env.single_action_space
+        assert isinstance(space, spaces.Discrete)
+        self.num_actions, self._start = int(space.n), int(space.start)
+        where = f"{N} processes" if self._apart else "one thread"
+        self.name = f"gymnasium's vector environment, {where} (it cannot be saved)"
+        self._own_NYXP = np.zeros(self._env.observation_space.shape or (), np.uint8)
+        self.obs_NYXP = self._own_NYXP
+        self.terminal_obs_NYXP = np.zeros_like(self._own_NYXP)
+        self.return_N, self.length_N = np.zeros(N, np.float64), np.zeros(N, np.int64)
+        self._action_N: npt.NDArray[np.int64] | None = None
+        self.restored_exactly = True
+
+    def reset(self, seed: int, out: Frames | None = None) -> npt.NDArray[np.uint8]:
+        """Seed and start every environment."""
+        if self._action_N is not None:
+            self.recv()
+        self._seed = seed
+        self.obs_NYXP = self._target(out)
+        self.obs_NYXP[:], _ = self._env.reset(seed=[env_seed(seed, i) for i in range(self.num_envs)])
+        self.return_N[:], self.length_N[:] = 0, 0
+        return self.obs_NYXP
+
+    def send(self, action_N: npt.NDArray[np.int64], out: Frames | None = None) -> None:
+        """Begin one step; see `AnyCollector.send`. In one thread the environments step in `recv`."""
+        if self._action_N is not None:
+            raise ValueError("want recv() after send(); got a second send()")
+        checked = checked_actions(action_N, self.num_envs, self.num_actions) + self._start
+        self.obs_NYXP = self._target(out)
+        self._action_N = checked
+        if self._apart is not None:
+            self._apart.step_async(checked)
+
+    def recv(self) -> Steps:
+        """Wait for the step that `send` began."""
+        if self._action_N is None:
+            raise ValueError("want send() before recv(); got recv() alone")
+        action_N, self._action_N = self._action_N, None
+        took = self._env.step(action_N) if self._apart is None else self._apart.step_wait()
+        obs_NYXP, reward_N, terminated_N, truncated_N, info = took
+        self.obs_NYXP[:] = obs_NYXP
+        self.return_N += reward_N
+        self.length_N += 1
+        return_N, length_N = self.return_N.copy(), self.length_N.copy()
+        over_N = terminated_N | truncated_N
+        for i in np.flatnonzero(over_N):
+            self.terminal_obs_NYXP[i] = info["final_obs"][i]
+        self.return_N[over_N], self.length_N[over_N] = 0, 0
+        return Steps(
+            self.obs_NYXP,
+            np.asarray(reward_N, np.float32),
+            np.asarray(terminated_N, np.bool_),
+            np.asarray(truncated_N, np.bool_),
+            np.zeros(self.num_envs, np.bool_),
+            return_N,
+            length_N,
+            self.terminal_obs_NYXP,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The number of environments and a seed for new episodes."""
+        return {"collector": type(self).__name__, "num_envs": self.num_envs, "seed": self._seed + 2**31}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Start new episodes, of other seeds than before; never exact."""
+        check_kind(state, self)
+        if state["num_envs"] != self.num_envs:
+            raise InputError(f"want the state of {self.num_envs} environments; got {state['num_envs']}")
+        self.reset(int(state["seed"]))
+        self.restored_exactly = False
+
+    def _target(self, out: Frames | None) -> npt.NDArray[np.uint8]:
+        return self._own_NYXP if out is None else checked_out(out, self._own_NYXP.shape)
