@@ -371,7 +371,7 @@ PRESETS = {"storm": Config, "paper": _paper, "tiny": _tiny}
 
 
 def preset(name: str) -> Config:
-    """The configuration called `name`. Raises InputError for a name that is none."""
+    """The configuration called `name`. Raises InputError for an unknown name."""
     if name not in PRESETS:
         raise InputError(f"want a preset of {', '.join(PRESETS)}; got {name!r}")
     return PRESETS[name]()

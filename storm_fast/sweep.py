@@ -134,7 +134,7 @@ def _left(command: Command, path: Path, game: str, seed: int, device: str) -> It
 
 
 def _report(runs: list[Path], out: Path) -> None:
-    """Write the report, or say why there is none: the runs are done all the same."""
+    """Write the report, or say why it cannot be written: the runs are done in any case."""
     try:
         report.write(runs, out)
     except InputError as error:

@@ -1,4 +1,4 @@
-"""Let the C library keep the memory it has: on a CPU an update is full of short-lived tensors of megabytes."""
+"""Make the C library keep freed memory: on a CPU an update allocates many short-lived tensors of several megabytes."""
 
 import ctypes
 import platform
@@ -10,7 +10,7 @@ _PAD_BYTES = 64 * 2**20
 
 
 def keep_pages() -> bool:
-    """Serve every block from the heap and never shrink it, so that its pages are not faulted in anew each update.
+    """Serve every block from the heap and never shrink it, so that updates do not fault its pages in again.
 
     By default glibc maps and unmaps each block of more than 32 MB, and gives back the heap's end whenever it is free:
     4,200 page faults an update of the preset `tiny`, 0 with this. The process keeps its peak as it was.
@@ -22,5 +22,5 @@ def keep_pages() -> bool:
         return False
     mallopt = ctypes.CDLL(None).mallopt
     settings = ((_TRIM_THRESHOLD, _KEPT_BYTES), (_TOP_PAD, _PAD_BYTES), (_MMAP_MAX, 0))
-    taken = [mallopt(name, value) == 1 for name, value in settings]  # every one is tried
+    taken = [mallopt(name, value) == 1 for name, value in settings]  # all are tried, even after one fails
     return all(taken)

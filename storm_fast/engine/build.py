@@ -1,4 +1,4 @@
-"""The process and the networks of a configuration, and their weights under the names a checkpoint uses."""
+"""Sets up the process and builds the networks that a configuration names; their weights under a checkpoint's names."""
 
 import importlib.util
 import math
@@ -20,9 +20,9 @@ from storm_fast.model.world_model import WorldModel
 def prepare(config: Config, precision: Precision) -> None:
     """Set the process up for a configuration, once, before its networks are built.
 
-    Chooses the kernels and the CPU threads that it names; on a CPU an allocator that keeps its pages; on a GPU the
-    device, convolutions by timing them, which pays since every call has the same shapes, and for float32 products that
-    are.
+    Chooses the kernels and the CPU threads. On a CPU it makes the allocator keep its pages. On a GPU it selects the
+    device, lets cuDNN time its convolutions, which pays since every call has the same shapes, and keeps float32
+    products in float32.
     """
     backend.use(resolve_kernels(config.kernels, precision.device))
     if precision.device.type == "cpu":
@@ -61,7 +61,7 @@ def resolve_kernels(wanted: backend.Backend, device: torch.device) -> Literal["r
     """The implementation that `--kernels` means on a device.
 
     Raises:
-        InputError: where Triton is to run on a GPU and is not installed.
+        InputError: where Triton is needed on a GPU and not installed.
     """
     if device.type == "cpu" or wanted == "reference":
         return "reference"
@@ -82,7 +82,7 @@ def load_weights(world_model: WorldModel, agent: Agent, tensors: dict[str, Tenso
     """Copy in what `weights` gave.
 
     Raises:
-        InputError: when names or shapes are not those of the configuration; nothing is copied then.
+        InputError: when names or shapes differ from the configuration's; nothing is copied then.
     """
     own = weights(world_model, agent)
     wrong = sorted(set(own) ^ set(tensors))

@@ -1,4 +1,4 @@
-"""CUDA graphs: a phase of the step recorded once and replayed, so that the host launches all of it as one.
+"""CUDA graphs: each phase of the step is recorded once and then replayed as a single launch.
 
 What may be recorded: a call without arguments that works on tensors which stay where they are, and never makes the
 host wait for the device. `Watch` holds a call to the second, as far as a device, or a CPU in its place, can show it.
@@ -21,13 +21,13 @@ _READS = frozenset(
     {"_local_scalar_dense", "item", "is_nonzero", "equal", "allclose", "nonzero", "masked_select"}
     | {"unique_dim", "_unique2", "unique_consecutive", "bincount", "repeat_interleave.Tensor"}
 )
-"""Operations whose result, or whose result's shape, the host waits for."""
+"""Operations that make the host wait for their result or for its shape."""
 
 _CONSTANTS = frozenset({"lift_fresh", "lift_fresh_copy"})
-"""What torch.tensor(...) becomes: a value of the host's, copied to the device at every call."""
+"""What torch.tensor(...) becomes: a value on the host that every call copies to the device."""
 
 _CALLS = frozenset({"cpu", "numpy", "tolist", "item", "__array__", "__bool__", "__float__", "__int__", "__index__"})
-"""Calls on a tensor that bring it to the host; on a CPU some of these are no operation that a dispatcher sees."""
+"""Methods that bring a tensor to the host; on a CPU the dispatcher does not see all of them."""
 
 
 class HostReadError(RuntimeError):
@@ -52,9 +52,9 @@ class _Calls(TorchFunctionMode):
 
 
 class Watch(TorchDispatchMode):
-    """Inside, an operation that reads the device from the host, or copies to it from the host, raises HostReadError.
+    """Inside the block, an operation that copies between host and device raises HostReadError.
 
-    On a CPU, `.to("cpu")` and what a Triton kernel's launcher does pass unseen.
+    On a CPU, `.to("cpu")` and whatever a Triton launcher does go unnoticed.
     """
 
     def __init__(self) -> None:
@@ -88,7 +88,7 @@ class Watch(TorchDispatchMode):
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
-    """The tensors in a result or in arguments: one, or tuples and lists of them among other things."""
+    """All tensors in a result or in arguments, however tuples and lists nest them."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, tuple | list):
@@ -97,14 +97,14 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 
 def _has_mask(short: str, args: Any) -> bool:
-    """Whether an index is a mask: how many places it has, the host has to ask."""
+    """Whether an index is a mask, whose number of hits the host would have to ask for."""
     if short not in ("index", "index_put", "index_put_", "_unsafe_index"):
         return False
     return any(isinstance(i, Tensor) and i.dtype in (torch.bool, torch.uint8) for i in args[1])
 
 
 def _crosses(args: Any, kwargs: Any) -> bool:
-    """Whether tensors of the host meet tensors of a device, other than 0-d ones, which kernels take as numbers."""
+    """Whether host tensors meet device tensors; 0-d ones do not count, since kernels take them as numbers."""
     tensors = [x for x in _tensors((*args, *(kwargs or {}).values())) if x.ndim > 0]
     wanted = (kwargs or {}).get("device")
     devices = {x.device.type for x in tensors}
@@ -115,11 +115,11 @@ def _crosses(args: Any, kwargs: Any) -> bool:
 
 @contextmanager
 def unchanged(state: Callable[[], list[Tensor]], generators: list[torch.Generator]) -> Iterator[None]:
-    """Put back, at the block's end, every tensor and every random number that it used; tensors made in it become zero.
+    """Restore, at the end of the block, every tensor and random state it changed; tensors created in it become zero.
 
     Args:
-        state: gives all tensors that the block may write, each the same object at every call.
-        generators: what draws come from, torch's own included.
+        state: gives all tensors that the block may write, the same objects at every call.
+        generators: all that the block draws from, including torch's own.
     """
     before = {id(tensor): tensor.detach().clone() for tensor in state()}
     random = [generator.get_state() for generator in generators]
@@ -128,7 +128,7 @@ def unchanged(state: Callable[[], list[Tensor]], generators: list[torch.Generato
         for tensor in state():
             if id(tensor) in before:
                 tensor.copy_(before[id(tensor)])
-            else:  # an optimiser's moments, which a first step makes
+            else:  # an optimiser's moments, which its first step creates
                 tensor.zero_()
     for generator, saved in zip(generators, random, strict=True):
         generator.set_state(saved)
@@ -155,10 +155,10 @@ def naming(phase: str) -> Iterator[Watch]:
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Collect cycles before the block and none within it.
+    """Run Python's garbage collector before the block, and keep it off inside.
 
-    The graphs of an earlier run are in a cycle with its phases: only Python's collector gives their memory back, and it
-    must not do so while another is recorded.
+    An earlier run's graphs are in a reference cycle with its phases. Only the collector frees their memory, and it must
+    not do so while another graph is being recorded.
     """
     gc.collect()
     was_on = gc.isenabled()
@@ -172,14 +172,14 @@ def uncollected() -> Iterator[None]:
 
 @cache
 def _side_stream(device: int) -> torch.cuda.Stream:
-    """The stream of a device's warm-ups and captures: one, since a stream brings workspaces of its own."""
+    """The one stream for a device's warm-ups and captures: every further stream would bring its own workspaces."""
     return torch.cuda.Stream(device)
 
 
 class Captured:
-    """A call that is recorded at its first use, after warm-ups that leave no trace, and replayed from then on.
+    """A call that is recorded at its first use, after warm-ups that leave no trace, and replayed afterwards.
 
-    What it leaves in memory for others stays in the graph's own pool, at the same addresses, until the next replay.
+    Its results stay in the graph's own pool, at fixed addresses, until the next replay overwrites them.
     """
 
     def __init__(
@@ -197,7 +197,7 @@ class Captured:
         """Launch it.
 
         Raises:
-            RuntimeError: the first time, where an operation cannot be recorded; it is named.
+            RuntimeError: at the first call, naming the operation that cannot be recorded.
         """
         if self._graph is None:
             self._graph = self._record()

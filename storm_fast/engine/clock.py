@@ -10,8 +10,8 @@ import torch
 class PhaseClock:
     """Milliseconds of each phase between two readings.
 
-    On a GPU a phase is what lies between two events of its stream, so that time in which the GPU waits for the host
-    inside a phase counts; on a CPU it is the host's time.
+    On a GPU a phase lasts from one event of its stream to another, including time in which the GPU waits for the host.
+    On a CPU it is the host's time.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -42,9 +42,10 @@ class PhaseClock:
     def pop(self, steps: int) -> dict[str, float]:
         """Milliseconds per step of each phase since the last call, and the share of the time in phases of the device.
 
-        That share is no measure of a GPU's work, which `gpu_busy` adds on one. Waits for the phases to end.
+        That share does not say how busy a GPU is; `gpu_busy`, added there, does. Waits for the phases to end.
         """
-        busy = gpu_busy(self._device) if self._device.type == "cuda" else {}  # before a wait leaves the GPU idle
+        # Read first: the wait below leaves the GPU idle.
+        busy = gpu_busy(self._device) if self._device.type == "cuda" else {}
         for phase, start, end in self._events:
             end.synchronize()
             self._device_ms[phase] = self._device_ms.get(phase, 0.0) + start.elapsed_time(end)

@@ -9,7 +9,7 @@ from torch import Tensor
 class MeanMetrics:
     """Running sums of 0-d device tensors, a vector for each prefix; reading all of them copies once.
 
-    The vectors stay where they are and count on the device, so that `add` may be part of a captured graph.
+    The vectors keep their addresses and count on the device, so `add` may be part of a captured graph.
     """
 
     def __init__(self, device: torch.device) -> None:

@@ -13,7 +13,7 @@ class Optimizer:
         """Args: learning rate, Adam's eps, and the largest global L2 norm of the gradient."""
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         self.clip = clip
-        # On a GPU the count of steps lies there too, so that a step can be captured.
+        # On a GPU the step count lies there too, so that a step can be captured.
         self._on_gpu = self.parameters[0].is_cuda
         self.adam = torch.optim.Adam(self.parameters, lr=lr, eps=eps, fused=True, capturable=self._on_gpu)
 
@@ -39,7 +39,7 @@ class Optimizer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` gave, in the memory layout that the parameters have here."""
         self.adam.load_state_dict(state)
-        for group in self.adam.param_groups:  # the state brings that of the device it was saved on
+        for group in self.adam.param_groups:  # the state carries that of the device it was saved on
             group["capturable"] = self._on_gpu
         # The fused step walks raw memory: a moment whose strides differ from its parameter's would be paired with
         # other weights, without an error (saved in float32 on a CPU, resumed in channels_last).

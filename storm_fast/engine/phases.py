@@ -3,8 +3,8 @@
     act      seen frames -> actions        model    one update of the world model
     imagine  contexts -> a trajectory      agent    one update of actor and critic on it
 
-What passes from one to the next stays in this object. Every phase draws from the run's one generator, and dropout from
-torch's own, in the order in which the phases are called, so that an eager and a captured run compute the same.
+What one phase leaves for the next stays in this object. Every phase draws from the run's one generator, and dropout
+from torch's own, in the order of the calls, so an eager and a captured run compute the same.
 """
 
 from collections.abc import Callable
@@ -59,7 +59,7 @@ class Phases:
         return Captured(name, call, self.state, [self._t.generator, own])
 
     def see(self, obs_NYXP: Tensor) -> None:
-        """Take the games' newest frames over, on the training device, before the games overwrite them."""
+        """Copy the newest frames to the training device before the games overwrite them."""
         self.seen_NYXP.copy_(obs_NYXP, non_blocking=True)
 
     def explore(self) -> npt.NDArray[np.int64]:
@@ -75,12 +75,12 @@ class Phases:
         return self._to_host()
 
     def append(self, reward_N: npt.NDArray[np.float32], end_N: npt.NDArray[np.bool_]) -> None:
-        """What was seen, done and earned goes to the replay; `end_N` is what the world model learns as an end."""
+        """Append frames, actions and rewards to the replay; `end_N` is what the world model learns as an end."""
         self._reward_array_N[:], self._end_array_N[:] = reward_N, end_N
         self._t.replay.append(self.seen_NYXP, self.action_N, self._reward_host_N, self._end_host_N)
 
     def end_episodes(self, over_N: npt.NDArray[np.bool_]) -> None:
-        """The policy forgets the games that are over where `acting_at_end` is "clear"."""
+        """Clear the policy's context of ended games where `acting_at_end` is "clear"."""
         if self._config.loop.acting_at_end == "clear":
             self._over_array_N[:] = over_N
             self._t.policy.end_episodes(self._over_host_N.to(self._precision.device, non_blocking=True))
@@ -135,7 +135,7 @@ class Phases:
         t.means.add("agent", learn.update_agent(t.agent, t.agent_optimizer, self._trajectory, self._precision))
 
     def state(self) -> list[Tensor]:
-        """Every tensor that a phase changes, but for what passes between phases."""
+        """Every tensor that a phase changes, except what one phase leaves for another."""
         t = self._t
         modules = [*t.world_model.state_dict(keep_vars=True).values(), *t.agent.state_dict(keep_vars=True).values()]
         policy = [t.policy.obs_NCYXP, t.policy.action_NC, t.policy.length_N]

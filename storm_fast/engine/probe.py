@@ -1,4 +1,4 @@
-"""Does the world model know what earns reward? A probe beside the return, which can mislead.
+"""Does the world model know what earns reward? A probe to read beside the return, which can mislead.
 
 On a rollout it was not trained on, the model imagines 16 steps from each place under the actions really taken; the
 probe is the area under the ROC curve of the imagined reward against whether reward really came. 0.5 is chance. A

@@ -1,4 +1,4 @@
-"""Policies without eyes, for the games in which one earns reward: they record demonstrations and score the probe."""
+"""Blind policies for games in which they earn reward: they record demonstrations and give the probe its rollout."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -19,7 +19,7 @@ from storm_fast.errors import InputError
 
 @dataclass(frozen=True)
 class Script:
-    """A policy without eyes: one action with a given probability, else none (NOOP)."""
+    """A blind policy: one action with a given probability, otherwise NOOP."""
 
     action: str  # by ALE's name
 

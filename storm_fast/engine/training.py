@@ -1,4 +1,4 @@
-"""All that training changes, and how it goes to a run folder and back, to the bit."""
+"""Everything that training changes, and how it is saved to a run folder and restored, to the bit."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -92,7 +92,7 @@ def restore(run: Run, training: Training) -> None:
     training.step, training.model_updates = state["step"], state["model_updates"]
     random, generator = state["random"], training.generator
     torch.set_rng_state(random["cpu"])
-    # Draws made on another kind of device cannot go on as they would have there: such a run is resumed anew seeded.
+    # Another kind of device cannot continue this one's draws: a run that moves is seeded afresh.
     if generator.device.type == random["device"]:
         generator.set_state(random["draws"])
         if generator.device.type == "cuda":

@@ -1,6 +1,6 @@
-"""One turn of the games: act on what is seen, send the actions, receive what came of them, note it.
+"""One turn of the games: act on the newest frames, send the actions, receive the results, note them.
 
-Training, evaluation, demonstrations and benchmarks all play so; they differ in who plays.
+Training, evaluation, demonstrations and benchmarks all play this way; they differ in who plays.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -19,10 +19,10 @@ class Player(Protocol):
     """Who plays N environments."""
 
     def act(self, obs_NYXP: Tensor) -> npt.NDArray[np.int64]:
-        """The actions on uint8 frames in host memory, which the games overwrite when the actions have been sent."""
+        """The actions for uint8 frames in host memory, which the games overwrite once the actions have been sent."""
 
     def note(self, steps: Steps) -> None:
-        """Take notice of what came of the actions."""
+        """Note the results of the actions."""
 
 
 class Clock(Protocol):
@@ -74,7 +74,7 @@ class Turn:
 
 
 def first_frames(collector: AnyCollector, seed: int, device: torch.device) -> Tensor:
-    """Start every game; its first frame in host memory that the device can read by itself, uint8 [N, Y, X, P]."""
+    """Start every game; the first frames, uint8 [N, Y, X, P], in host memory that the device can read directly."""
     obs_NYXP = torch.from_numpy(collector.reset(seed))
     return torch.empty_like(obs_NYXP, pin_memory=device.type == "cuda").copy_(obs_NYXP)
 
@@ -87,7 +87,7 @@ class Learner:
         self.is_warm = False
 
     def act(self, obs_NYXP: Tensor) -> npt.NDArray[np.int64]:
-        """The policy's actions, or random ones. What was seen is copied before the games overwrite it."""
+        """The policy's actions, or random ones. The frames are copied before the games overwrite them."""
         self._phases.see(obs_NYXP)
         return self._phases.act() if self.is_warm else self._phases.explore()
 

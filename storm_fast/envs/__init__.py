@@ -67,7 +67,7 @@ def spec_of(config: Config) -> EnvSpec:
     """The environment that a run's configuration names.
 
     Raises:
-        InputError: where there is none of that name, or it does not fit.
+        InputError: for an unknown name, or an environment that does not fit.
     """
     if config.env_id:
         return describe(config.env_id)

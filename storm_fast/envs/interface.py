@@ -57,7 +57,7 @@ class AnyCollector(Protocol):
                 frame contiguous; kept alive until `recv`. By default the collector's own memory.
 
         Raises:
-            ValueError: before any game steps, when an action is none, or `out` does not fit.
+            ValueError: for an invalid action or an `out` that does not fit, before any game steps.
         """
 
     def recv(self) -> Steps:

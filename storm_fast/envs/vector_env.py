@@ -65,7 +65,7 @@ class AtariVectorEnv(VectorEnv[Frames, npt.NDArray[np.int64], npt.NDArray[np.boo
         """Start every game; an integer seeds environment i with seed + i, as gymnasium's own vector environments do.
 
         Raises:
-            ValueError: for options, of which there are none, or another number of seeds.
+            ValueError: for any options, since there are none, or for another number of seeds.
         """
         if options:
             raise ValueError(f"want no options; got {sorted(options)}")
@@ -90,7 +90,7 @@ class AtariVectorEnv(VectorEnv[Frames, npt.NDArray[np.int64], npt.NDArray[np.boo
         """One step of every game.
 
         Raises:
-            ValueError: before any steps, for an action that is none.
+            ValueError: for an invalid action, before any game steps.
             ClosedEnvironmentError: after `close`, as `reset` does.
         """
         steps = self._open().step(actions)

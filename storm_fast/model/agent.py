@@ -16,7 +16,7 @@ from storm_fast.model.mlp import mlp
 class Trajectory(NamedTuple):
     """B imagined trajectories of T steps."""
 
-    state_BSF: Tensor  # S = T + 1: the last is only bootstrapped from
+    state_BSF: Tensor  # S = T + 1: the last state is only bootstrapped from
     action_BT: Tensor  # int64
     reward_BT: Tensor  # float32
     end_BT: Tensor  # float32: 0 or 1, or the probability of an end (config.imagined_end)
@@ -39,7 +39,7 @@ class Agent(nn.Module):
         self.register_buffer("return_low", torch.zeros(()))
         self.register_buffer("return_high", torch.zeros(()))
         if config.critic_warmup > 0:
-            self.updates: Tensor  # losses taken so far; a buffer, since a captured update counts as well
+            self.updates: Tensor  # losses computed so far; a buffer, so that a captured update counts too
             self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
 
     def act(self, state_NF: Tensor, u_N: Tensor) -> Tensor:
@@ -47,13 +47,13 @@ class Agent(nn.Module):
         return categorical.draw(self.actor(state_NF), u_N)
 
     def end(self, logit_N: Tensor) -> Tensor:
-        """An imagined step's end from its logit, as `imagined_end` wants it, float32."""
+        """The end of an imagined step from its logit, in the form that `imagined_end` names, float32."""
         return (logit_N > 0).float() if self.config.imagined_end == "hard" else logit_N.sigmoid()
 
     def loss(self, trajectory: Trajectory) -> tuple[Tensor, dict[str, Tensor]]:
         """The joint loss of actor and critic (STORM eqs. 7a and 7b) and its parts, 0-d float32.
 
-        Updates the moving percentiles of the return, before they are used, and counts the updates of a critic_warmup.
+        Updates the moving percentiles of the return before using them, and counts updates towards `critic_warmup`.
         """
         c = self.config
         state_BTF, action_BT1 = trajectory.state_BSF[:, :-1], trajectory.action_BT[..., None]
@@ -82,7 +82,7 @@ class Agent(nn.Module):
         weights = {"policy": 1.0, "entropy": -c.entropy, "value": 1.0, "slow_value": c.slow_weight}
         learned = losses
         if c.critic_warmup > 0:
-            # The actor's gradient is then exactly 0, and so is Adam's step.
+            # This makes the actor's gradient exactly 0, and so Adam's step.
             is_warm = self.updates >= c.critic_warmup
             learned = losses | {name: losses[name] * is_warm for name in ("policy", "entropy")}
             self.updates += 1

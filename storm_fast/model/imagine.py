@@ -1,4 +1,4 @@
-"""Imagination: the agent acts in the world model's dream (STORM sec. 3.2). No gradient flows here."""
+"""Imagination: the agent acts inside the world model (STORM sec. 3.2). No gradient flows here."""
 
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ class Context(NamedTuple):
 
 
 class Uniforms(NamedTuple):
-    """Every uniform draw of one rollout, float32 in [0, 1); time comes first, so that a step's draws are dense."""
+    """Every uniform draw of one rollout, float32 in [0, 1); time is the first axis, so a step's draws are dense."""
 
     start_BG: Tensor
     action_TB: Tensor
@@ -29,13 +29,13 @@ def draw_uniforms(B: int, T: int, G: int, generator: torch.Generator, device: to
     """All draws of a rollout of T steps in one call of the generator."""
     u_BN = torch.rand(B, G + T + T * G, generator=generator, device=device)
     start_BG, action_BT, prior_BN = u_BN.split([G, T, T * G], dim=1)
-    # Three copies here; strided views would cost a kernel's launcher one copy for each draw of each step.
+    # Three copies here save one per draw and step, which kernels would make of strided views.
     prior_TBG = prior_BN.unflatten(1, (T, G)).transpose(0, 1).contiguous()
     return Uniforms(start_BG.contiguous(), action_BT.T.contiguous(), prior_TBG)
 
 
 def agent_state(world_model: WorldModel, agent: Agent, z_NZ: Tensor, h_ND: Tensor) -> Tensor:
-    """What the agent sees, state_NF: [z, h] (STORM eq. 6) or what an ablation puts in its place (fig. 4)."""
+    """The agent's input, state_NF: [z, h] (STORM eq. 6), or what an ablation replaces it with (fig. 4)."""
     match agent.config.agent_state:
         case "latent+hidden":
             return torch.cat([z_NZ, h_ND.to(z_NZ.dtype)], dim=-1)
@@ -52,7 +52,7 @@ def rollout(world_model: WorldModel, agent: Agent, context: Context, u: Uniforms
     """Imagine T steps from each context.
 
     The context is read in one causal pass that fills the cache of keys and values; each imagined step then adds
-    one place to it. Both modules are to be in evaluation mode: running statistics, no dropout.
+    one place to it. Both modules must be in evaluation mode: running statistics, no dropout.
 
     Args:
         world_model: predicts latent, reward and end.
@@ -80,14 +80,14 @@ def rollout(world_model: WorldModel, agent: Agent, context: Context, u: Uniforms
 def outcomes(world_model: WorldModel, agent: Agent, features: list[Tensor]) -> tuple[Tensor, Tensor]:
     """Expected reward_BT and end_BT of imagined steps from the features_BF of each, float32.
 
-    Nothing that is imagined depends on them, so both heads run once, over all steps.
+    Nothing imagined depends on them, so each head runs once over all steps.
     """
     features_BTF = torch.stack(features, 1)
     return world_model.reward(features_BTF), agent.end(world_model.end_logit(features_BTF))
 
 
 def outcomes_by_steps(world_model: WorldModel, agent: Agent, features: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """As `outcomes`, with a pass of both heads for every step; the definition."""
+    """As `outcomes`, but running both heads at every step; the definition."""
     rewards = [world_model.reward(features_BF) for features_BF in features]
     ends = [agent.end(world_model.end_logit(features_BF)) for features_BF in features]
     return torch.stack(rewards, 1), torch.stack(ends, 1)

@@ -1,4 +1,4 @@
-"""The three-layer perceptron that every head of STORM is (STORM Table 9), and layers joined as its are."""
+"""The three-layer perceptron behind every head of STORM (STORM Table 9), and the chain of layers it is made of."""
 
 from torch import Tensor, nn
 
@@ -7,12 +7,12 @@ from storm_fast.model.onehot import OneHotLinear
 
 
 def normalise(layer: nn.LayerNorm, x_ND: Tensor, residual_ND: Tensor | None = None, relu: bool = False) -> Tensor:
-    """What the layer makes of x + residual, with or without a ReLU behind it, in one launch of a GPU."""
+    """The normalisation of x + residual, optionally followed by a ReLU, in one launch on a GPU."""
     return norm.layer_norm(x_ND, layer.weight, layer.bias, layer.eps, residual_ND, relu)
 
 
 class Chain(nn.Sequential):
-    """Layers in a row, as nn.Sequential, whose normalisations take the ReLU behind them into their own launch."""
+    """Like nn.Sequential, but a normalisation and the ReLU behind it share one launch."""
 
     def forward(self, x_ND: Tensor) -> Tensor:
         """The last layer's output."""
@@ -32,7 +32,7 @@ def mlp(inputs: int, width: int, outputs: int, latents: tuple[int, int] = (0, 0)
         inputs: size of the input.
         width: of both hidden layers.
         outputs: size of the output.
-        latents: how many one-hot groups the input begins with, and of how many classes.
+        latents: the one-hot groups the input begins with: how many, and of how many classes.
     """
     return Chain(
         OneHotLinear(inputs, width, *latents) if latents[0] else nn.Linear(inputs, width, bias=False),

@@ -1,4 +1,4 @@
-"""Products of states whose front is one-hot: a CPU gathers the rows of the weights that they pick."""
+"""Products with states that begin one-hot: on a CPU a gather of the rows of weights that they select."""
 
 from typing import Any
 
@@ -10,8 +10,8 @@ class OneHotLinear(nn.Linear):
     """A linear layer without bias, [..., F] -> [..., D], whose input begins with G one-hot groups of C classes.
 
     In bf16 on a CPU, where no gradient flows to the input, what the groups contribute is the sum of G rows of a table
-    of 1 MB that stays in the cache, instead of a product with mostly zeros: 5.2 ms for 41.9 at 8,192 x 1,042 -> 512 on
-    one core (bench/LOG.md). Everywhere else it is `multiplied`, the definition.
+    of 1 MB that stays in the cache, in place of a product with mostly zeros: 5.2 ms, not 41.9, at 8,192 x 1,042 -> 512
+    on one core (bench/LOG.md). Everywhere else it is `multiplied`, the definition.
     """
 
     def __init__(self, inputs: int, outputs: int, groups: int, classes: int) -> None:
@@ -31,7 +31,7 @@ class OneHotLinear(nn.Linear):
         return y_ND
 
     def multiplied(self, x_NF: Tensor) -> Tensor:
-        """The product in full, zeros and all; the definition."""
+        """The full product, zeros included; the definition."""
         return super().forward(x_NF)
 
 
@@ -43,11 +43,11 @@ class _Gathered(torch.autograd.Function):
         x_MF = x_NF.flatten(0, -2).to(torch.bfloat16)
         weight_FD = weight_DF.t().to(torch.bfloat16).contiguous()
         Z = G * C
-        # The classes, read off by a product that is exact: one term of at most 255 a group, and zeros.
+        # A product that reads off the classes exactly: each group adds one number of at most 255, and zeros.
         class_MG = x_MF[:, :Z].unflatten(1, (G, C)) @ torch.arange(C, device=x_MF.device).to(torch.bfloat16)
         row_MG = class_MG.nan_to_num().long() + C * torch.arange(G, device=x_MF.device)
         y_MD = nn.functional.embedding_bag(row_MG, weight_FD[:Z], mode="sum")
-        y_MD += (class_MG - class_MG).sum(1, keepdim=True)  # NaN where a latent is, as of the product
+        y_MD += (class_MG - class_MG).sum(1, keepdim=True)  # NaN where a latent is NaN, as the full product gives
         if x_MF.shape[1] > Z:
             y_MD.addmm_(x_MF[:, Z:], weight_FD[Z:])
         ctx.save_for_backward(x_MF, weight_DF)

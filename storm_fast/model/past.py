@@ -1,4 +1,4 @@
-"""How an imagined step sees the steps before it: by a cache of keys and values, or by reading all of them anew."""
+"""How an imagined step sees the steps before it: through a cache of keys and values, or by reading them all again."""
 
 from typing import Protocol
 
@@ -9,7 +9,7 @@ from storm_fast.model.transformer import Transformer
 
 
 class Past(Protocol):
-    """A sequence that grows by a step at a time; both ways through it are in evaluation mode, without a gradient."""
+    """A sequence that grows one step at a time, in evaluation mode and without gradients."""
 
     def __init__(self, transformer: Transformer, B: int, S: int) -> None:
         """Begin B empty sequences of at most S steps."""
@@ -22,7 +22,7 @@ class Past(Protocol):
 
 
 class Cached:
-    """Every step's keys and values are kept: reading is one causal pass, a further step adds one place."""
+    """Keeps every step's keys and values: one causal pass reads the context, each further step adds one place."""
 
     def __init__(self, transformer: Transformer, B: int, S: int) -> None:
         self.transformer, self.cache, self.length = transformer, transformer.new_cache(B, S), 0

@@ -14,8 +14,8 @@ from storm_fast.model.world_model import WorldModel
 class Policy:
     """The agent's view of N running games: their last C frames and actions, on the training device.
 
-    The context stands left-aligned in buffers of fixed shape, so every call computes the same shapes; what lies
-    beyond its length is hidden from the steps before it by the causal mask.
+    The context is left-aligned in buffers of fixed shape, so every call computes the same shapes. The causal mask hides
+    whatever lies beyond its length.
     """
 
     def __init__(self, world_model: WorldModel, agent: Agent, config: LoopConfig, N: int, device: torch.device) -> None:
@@ -29,7 +29,7 @@ class Policy:
     def act(self, obs_NYXP: Tensor, generator: torch.Generator) -> Tensor:
         """Draw action_N, int64; a uniform one where the context is still empty.
 
-        With `acting_latent` "prior" the newest frame is not looked at: z is predicted from the steps before, as in
+        With `acting_latent` "prior" the newest frame is ignored: z is predicted from the steps before, as in
         imagination. With "posterior" z is encoded from it.
         """
         model, G = self.world_model, self.world_model.config.latents
@@ -48,7 +48,7 @@ class Policy:
         return torch.where(self.length_N == 0, uniform_N, drawn_N)
 
     def remember(self, obs_NYXP: Tensor, action_N: Tensor) -> None:
-        """Append what was seen and done to the context, dropping the oldest step when full. In place."""
+        """Append the newest frames and actions to the context in place, dropping the oldest step when it is full."""
         N, C = self.action_NC.shape
         full_N = self.length_N == C
         for kept, new in ((self.obs_NCYXP, obs_NYXP), (self.action_NC, action_N)):

@@ -1,7 +1,7 @@
 """The sequence model: (latent, action) tokens in, one hidden state a step out (STORM eq. 2, Tables 5 to 8).
 
-Three ways through it give the same numbers: `forward` over a whole sequence, `prefill` the same and filling a
-cache, `step` one step at a time on that cache.
+It can be run in three ways that give the same numbers: `forward` over a whole sequence, `prefill`, which also fills a
+cache, and `step`, one step at a time on that cache.
 """
 
 from typing import NamedTuple, cast
@@ -71,7 +71,7 @@ class Transformer(nn.Module):
 
     def _tokens(self, z_NZ: Tensor, action_N: Tensor, position_ND: Tensor) -> Tensor:
         """Mix latent and action, add the position, normalise (STORM Tables 5 and 6)."""
-        # Not nn.functional.one_hot, which reads its input from the host on a CPU to check it.
+        # Not nn.functional.one_hot, which on a CPU reads its input back to check it.
         onehot_NA = (action_N[..., None] == torch.arange(self.num_actions, device=action_N.device)).to(z_NZ.dtype)
         mixed_ND = self.mixer(torch.cat([z_NZ, onehot_NA], dim=-1))
         return normalise(self.input_norm, mixed_ND, position_ND)
@@ -110,7 +110,7 @@ class Transformer(nn.Module):
         return h_BD
 
     def new_cache(self, B: int, S: int) -> KVCache:
-        """An empty cache for B sequences of at most S steps, in the dtype that products have here."""
+        """An empty cache for B sequences of at most S steps, in the dtype of matrix products."""
         weight = self.position.weight
         device = weight.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype

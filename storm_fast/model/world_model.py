@@ -16,7 +16,7 @@ from storm_fast.model.transformer import Transformer
 
 
 class Predictions(NamedTuple):
-    """All that one pass over a batch yields; what the losses are made of."""
+    """Everything that one pass over a batch computes; the losses are made of it."""
 
     embedding_BTE: Tensor
     post_logits_BTGC: Tensor  # before softmax and unimix, as are the prior's
@@ -147,7 +147,7 @@ class WorldModel(nn.Module):
         return categorical.sample(self._prior_logits(h_ND), u_NG, self.config.unimix).flatten(-2)
 
     def features(self, z_NZ: Tensor, h_ND: Tensor) -> Tensor:
-        """What reward and end are read from, of the step whose latent is z and whose hidden state is h."""
+        """The input of the reward and end heads for a step with latent z and hidden state h."""
         return h_ND if self.config.predictor_input == "hidden" else z_NZ
 
     def reward(self, features_NF: Tensor) -> Tensor:
