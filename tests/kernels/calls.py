@@ -28,7 +28,7 @@ def computed(spec: Spec, inputs: tuple[Any, ...], seed: int) -> tuple[list[Tenso
     """Results and gradients, and the gradients that came in: of the same values for every dtype."""
     out = spec.call(*inputs)
     results = [out] if isinstance(out, Tensor) else list(out)
-    draw = Draw(seed, results[0].device, torch.float32)
+    draw = Draw(seed + 1000, results[0].device, torch.float32)  # not the stream that the inputs came from
     incoming = [draw.normal(*x.shape).to(x.dtype) for x in results if x.requires_grad]
     grads = gradients(out, inputs, tuple(incoming)) if incoming else []
     return [x.detach() for x in results] + grads, incoming
