@@ -120,10 +120,15 @@ def _launches(spec: Spec, sizes: tuple[int, ...], kernels: backend.Backend, take
 
     with _narrowed(), backend.using("reference"):
         results = spec.call(*inputs)
-        # Dense, as what follows leaves them.
-        incoming = tuple(torch.ones(x.shape, dtype=x.dtype, device=DEVICE) for x in _results(results) if learns)
+        incoming = tuple(map(_ones, _results(results))) if learns else ()
     with _narrowed():
         return count(call, kernels)
+
+
+def _ones(x: Tensor) -> Tensor:
+    """A gradient for a result: dense, images in its layout, as what follows leaves them."""
+    is_image = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    return torch.ones_like(x) if is_image else torch.ones(x.shape, dtype=x.dtype, device=DEVICE)
 
 
 def _results(out: Tensor | tuple[Tensor, ...]) -> list[Tensor]:

@@ -338,6 +338,60 @@ FAULTS = {
     "first_conv: channels of the tail not masked": Fault(
         "first_conv", "first_conv-pixels-tail", "is_kept_MO = (m < PIXELS)[:, None]"
     ),
+    "batch norm: rows of the tail in the sums": Fault(
+        "batch_norm", "batch_norm-rows-tail", "off_RC = x_RC - shift_C[None, :]"
+    ),
+    "batch norm: mean without the shift": Fault(
+        "batch_norm", "batch_norm-mean-without", "tl.store(partial_ptr + p * 2 * C + c, sum_C / rows, mask=c < C)"
+    ),
+    "batch norm: spread of a program not about its own mean": Fault(
+        "batch_norm",
+        "batch_norm-spread-program",
+        "tl.store(partial_ptr + p * 2 * C + C + c, tl.sum(square_RC, 0), mask=c < C)",
+    ),
+    "batch norm: the programs' means weigh the same": Fault(
+        "batch_norm", "batch_norm-programs-means", "off_C = tl.sum(off_PC, 0) / P"
+    ),
+    "batch norm: spread between programs forgotten": Fault(
+        "batch_norm", "batch_norm-spread-between", "spread_C = tl.sum(spread_PC, 0)"
+    ),
+    "batch norm: biased running variance": Fault(
+        "batch_norm",
+        "batch_norm-biased-running",
+        "tl.store(running_var_ptr + c, old_var_C + momentum * (spread_C / R - old_var_C), mask=c < C)",
+    ),
+    "batch norm: running mean replaced": Fault(
+        "batch_norm", "batch_norm-running-mean", "tl.store(running_mean_ptr + c, mean_C, mask=c < C)"
+    ),
+    "batch norm: NaN cut off by the ReLU": Fault(
+        "batch_norm", "batch_norm-nan-cut", "return u * tl.sigmoid(u) if SILU else tl.where(u > 0, u, 0.0)"
+    ),
+    "batch norm: SiLU's gradient without its second term": Fault(
+        "batch_norm", "batch_norm-silus-gradient", "return grad * s if SILU else tl.where(u <= 0, 0.0, grad)"
+    ),
+    "batch norm backward: gradient before the activation": Fault(
+        "batch_norm", "batch_norm-backward-gradient", "to_bias_RC += grad_RC * 0.5"
+    ),
+    "batch norm backward: projection not subtracted": Fault(
+        "batch_norm",
+        "batch_norm-backward-projection",
+        "out_RC = (rstd_C * weight_C)[None, :] * (grad_RC - level_C[None, :])",
+    ),
+    "batch norm backward: mean not subtracted": Fault(
+        "batch_norm",
+        "batch_norm-backward-projection",
+        "out_RC = (rstd_C * weight_C)[None, :] * (grad_RC - unit_RC * along_C[None, :])",
+    ),
+    "batch norm backward: sums of weight and bias exchanged": Fault(
+        "batch_norm",
+        "batch_norm-backward-sums",
+        "to_bias_PC = tl.load(partial_ptr + offset_PC, mask=is_kept_PC, other=0.0)",
+    ),
+    "batch norm: channels of the tail not masked": Fault(
+        "batch_norm",
+        "batch_norm-channels-tail",
+        "tl.store(out_ptr + offset_RC, _activated(u_RC, SILU).to(out_ptr.dtype.element_ty), mask=(r < R)[:, None])",
+    ),
 }
 
 _LIMIT_S = 900  # attention takes a minute alone, five on a shared machine

@@ -5,6 +5,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from storm_fast.model.batch_norm import BatchNormReLU
 from storm_fast.model.encoder import GRID
 
 
@@ -16,7 +17,7 @@ class Decoder(nn.Module):
         sizes = [8 * stem, 4 * stem, 2 * stem, stem]
         self.channels = sizes[0]
         self.linear = nn.Linear(Z, self.channels * GRID * GRID, bias=False)
-        self.norms = nn.ModuleList(nn.BatchNorm2d(size) for size in sizes)
+        self.norms = nn.ModuleList(BatchNormReLU(size) for size in sizes)
         self.deconvs = nn.ModuleList(
             nn.ConvTranspose2d(i, o, 4, stride=2, padding=1, bias=False) for i, o in pairwise(sizes)
         )
@@ -25,8 +26,8 @@ class Decoder(nn.Module):
     def forward(self, z_NZ: Tensor, layout: torch.memory_format) -> Tensor:
         """Frames on the scale where the observation is [0, 1]."""
         x_NPYX = self.linear(z_NZ).unflatten(-1, (self.channels, GRID, GRID)).contiguous(memory_format=layout)
-        x_NPYX = torch.relu(self.norms[0](x_NPYX))
+        x_NPYX = self.norms[0](x_NPYX)
         for deconv, norm in zip(self.deconvs, self.norms[1:], strict=True):
-            x_NPYX = torch.relu(norm(deconv(x_NPYX)))
+            x_NPYX = norm(deconv(x_NPYX))
         image_NPYX: Tensor = self.last(x_NPYX)
         return image_NPYX

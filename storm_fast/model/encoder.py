@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from storm_fast.kernels import frames
 from storm_fast.kernels.conv_relu import conv_relu
 from storm_fast.kernels.first_conv import first_conv
+from storm_fast.model.batch_norm import BatchNormReLU
 
 GRID = 4  # rows and columns that four halvings leave of 64
 
@@ -20,7 +21,7 @@ class Encoder(nn.Module):
         sizes = [colours, stem, 2 * stem, 4 * stem, 8 * stem]
         pairs = list(pairwise(sizes))
         self.convs = nn.ModuleList(nn.Conv2d(i, o, 4, stride=2, padding=1, bias=False) for i, o in pairs)
-        self.norms = nn.ModuleList(nn.BatchNorm2d(o) for _, o in pairs)
+        self.norms = nn.ModuleList(BatchNormReLU(o) for _, o in pairs)
 
     def forward(
         self,
@@ -43,7 +44,7 @@ class Encoder(nn.Module):
         else:
             x_NPYX = frames.gather(frames_MYXP, index_N, mean_YXP, dtype, layout)
         for conv, norm in zip(self.convs, self.norms, strict=True):
-            x_NPYX = torch.relu(norm(conv(x_NPYX)))
+            x_NPYX = norm(conv(x_NPYX))
         return x_NPYX.flatten(1)
 
     def folded(

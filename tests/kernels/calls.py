@@ -24,11 +24,13 @@ def copied(inputs: tuple[Any, ...], is_exact: bool = False) -> tuple[Any, ...]:
     return tuple(map(copy, inputs))
 
 
-def computed(spec: Spec, inputs: tuple[Any, ...], seed: int) -> tuple[list[Tensor], list[Tensor]]:
-    """Results and gradients, and the gradients that came in: of the same values for every dtype."""
+def computed(
+    spec: Spec, inputs: tuple[Any, ...], seed: int, dtype: torch.dtype = torch.float32
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Results and gradients, and the gradients that came in: values of `dtype`, the same for any inputs."""
     out = spec.call(*inputs)
     results = [out] if isinstance(out, Tensor) else list(out)
     draw = Draw(seed + 1000, results[0].device, torch.float32)  # not the stream that the inputs came from
-    incoming = [draw.normal(*x.shape).to(x.dtype) for x in results if x.requires_grad]
+    incoming = [draw.normal(*x.shape, dtype=dtype).to(x.dtype) for x in results if x.requires_grad]
     grads = gradients(out, inputs, tuple(incoming)) if incoming else []
     return [x.detach() for x in results] + grads, incoming

@@ -43,10 +43,10 @@ def test_values_and_gradients_equal_the_reference(spec: Spec, sizes: tuple[int, 
     for seed in range(2 if DEVICE == "cpu" else 1):
         inputs = spec.inputs(Draw(seed, DEVICE, dtype, learns=spec.learns), *sizes)
         with using("reference"):
-            exact, _ = computed(spec, copied(inputs, is_exact=True), seed)
-            eager, incoming = computed(spec, copied(inputs), seed)
+            exact, _ = computed(spec, copied(inputs, is_exact=True), seed, dtype)
+            eager, incoming = computed(spec, copied(inputs), seed, dtype)
         with using("triton"):
-            got, _ = computed(spec, copied(inputs), seed)
+            got, _ = computed(spec, copied(inputs), seed, dtype)
         floors = spec.floors(*copied(inputs), *incoming)
         floors += (0.0,) * (len(got) - len(floors))
         for mine, want, narrow, floor in zip(got, exact, eager, floors, strict=True):
