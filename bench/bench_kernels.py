@@ -29,18 +29,17 @@ def bench_kernel(compare: Compare, spec: Spec, use: Use, form: str) -> None:
 def subject(spec: Spec, use: Use) -> Subject:
     """The specification's call in all its forms; where gradients are taken, on what comes in for them too."""
     seeds = count()
+    # On inputs of its own: those that are captured must not have been in a graph of autograd before.
+    probe = spec.inputs(Draw(next(seeds), DEVICE, spec.measured_dtype, use.learns), *use.sizes)
+    with backend.using("reference"):
+        out = spec.call(*probe) if use.learns else ()
+    results = [(x.shape, x.dtype) for x in ((out,) if isinstance(out, Tensor) else out) if x.requires_grad]
+    given = len(probe)
 
     def inputs() -> tuple[Any, ...]:
         draw = Draw(next(seeds), DEVICE, spec.measured_dtype, use.learns)
-        given = spec.inputs(draw, *use.sizes)
-        if not use.learns:
-            return tuple(given)
-        with backend.using("reference"):
-            out = spec.call(*given)
-        results = [x for x in ((out,) if isinstance(out, Tensor) else out) if x.requires_grad]
-        return *given, *(draw.normal(*x.shape, dtype=x.dtype) for x in results)
-
-    given = len(spec.inputs(Draw(0, DEVICE, spec.measured_dtype), *next(iter(spec.small.values()))))
+        drawn = spec.inputs(draw, *use.sizes)
+        return *drawn, *(draw.normal(*shape, dtype=dtype) for shape, dtype in results)
 
     def forms(of: Spec) -> dict[str, Callable[..., Any]]:
         taken = _learned if use.learns else (lambda call, _: call)
