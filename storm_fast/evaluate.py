@@ -109,7 +109,8 @@ def evaluate(run: Run, step: int, command: Command) -> dict[str, Any]:
     world_model, agent = build.networks(config, spec, precision)
     build.load_weights(world_model, agent, weights)
     world_model.eval()
-    policy = Policy(world_model, agent, config.loop, command.num_envs, precision.device)
+    loop = replace(config.loop, acting_uniform=0.0)  # which explores, for training
+    policy = Policy(world_model, agent, loop, command.num_envs, precision.device)
     generator = torch.Generator(precision.device).manual_seed(command.seed)
     quota = command.episodes // command.num_envs
     # Far from the seeds of training, which are small.

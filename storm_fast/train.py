@@ -109,7 +109,7 @@ def _check_env(config: Config) -> None:
     """Raise InputError where the environment is not there, or is asked for what Atari alone has."""
     if config.env_id:
         usual, given = preset(config.preset).env, config.env
-        of_atari = ("sticky", "full_action_space", "frame_skip", "frame_cap", "collector")
+        of_atari = ("sticky", "full_action_space", "frame_skip", "frame_cap", "noops", "collector")
         changed = [f"--{name.replace('_', '-')}" for name in of_atari if getattr(given, name) != getattr(usual, name)]
         if changed:
             raise InputError(f"want options of Atari with --game alone; got {', '.join(changed)} and --env")

@@ -205,7 +205,7 @@ FAULTS = {
         "conv_relu-bias-missing",
         "y = tl.load(x_ptr + o, mask=is_kept, other=0.0).to(tl.float32) + 0 * tl.load(bias_ptr + channel)",
     ),
-    "conv_relu: not clipped": Fault("conv_relu", "conv_relu-clipped", "y = y  # keeps NaN"),
+    "conv_relu: not clipped": Fault("conv_relu", "conv_relu-clipped", "y = y * tl.sigmoid(y) if SILU else y"),
     "conv_relu: NaN clipped": Fault("conv_relu", "conv_relu-clipped", "y = tl.where(y > 0, y, 0.0)  # keeps NaN"),
     "conv_relu: tail not masked": Fault(
         "conv_relu", "conv_relu-tail-masked", "tl.store(out_ptr + o, y.to(out_ptr.dtype.element_ty))"
@@ -330,7 +330,9 @@ FAULTS = {
         "first_conv-bias-missing",
         "y_MO += 0 * tl.load(bias_ptr + o, mask=o < FILTERS, other=0.0).to(tl.float32)[None, :]",
     ),
-    "first_conv: not clipped": Fault("first_conv", "first_conv-clipped", "y_MO = y_MO"),
+    "first_conv: not clipped": Fault(
+        "first_conv", "first_conv-clipped", "y_MO = y_MO * tl.sigmoid(y_MO) if SILU else y_MO"
+    ),
     "first_conv: NaN clipped": Fault("first_conv", "first_conv-clipped", "y_MO = tl.where(y_MO > 0, y_MO, 0.0)"),
     "first_conv: pixels of the tail not masked": Fault(
         "first_conv", "first_conv-pixels-tail", "is_kept_MO = (o < FILTERS)[None, :]"

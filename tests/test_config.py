@@ -52,7 +52,7 @@ def test_every_field_is_documented() -> None:
                 assert len(text) > 20, f"{node.name}.{this.target.id}"  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("name", ["storm", "paper", "tiny"])
+@pytest.mark.parametrize("name", ["storm", "paper", "tiny", "lean"])
 def test_configuration_survives_its_dictionary(name: str) -> None:
     assert from_dict(to_dict(preset(name))) == preset(name)
 
@@ -70,7 +70,7 @@ def test_a_configuration_of_a_version_without_a_field_that_was_added_since_opens
 
 
 def test_unknown_preset_says_which_there_are() -> None:
-    with pytest.raises(InputError, match="storm, paper, tiny; got 'huge'"):
+    with pytest.raises(InputError, match="storm, paper, tiny, lean; got 'huge'"):
         preset("huge")
 
 

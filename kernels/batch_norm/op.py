@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from storm_fast.kernels import backend
+from storm_fast.kernels.activation import Activation, check
 from storm_fast.kernels.batch_norm import reference
 
 
@@ -60,7 +61,7 @@ def batch_norm(
     running_var_C: Tensor,
     momentum: float,
     eps: float,
-    activation: reference.Activation,
+    activation: Activation,
 ) -> Tensor:
     """Batch normalisation in training with the activation behind it; see `reference.batch_norm`.
 
@@ -73,8 +74,7 @@ def batch_norm(
     if not C or x_NCYX.numel() // C < 2 or any(x.shape != (C,) or x.dtype != torch.float32 for x in of_channel):
         got = ", ".join(f"{x.dtype} {tuple(x.shape)}" for x in (x_NCYX, *of_channel))
         raise ValueError(f"want x [N, C, Y, X], more than one value a channel, and four float32 [C]; got {got}")
-    if activation not in reference.ACTIVATIONS:
-        raise ValueError(f"want an activation of {', '.join(reference.ACTIVATIONS)}; got {activation!r}")
+    check(activation)
     if not backend.is_triton(x_NCYX):
         return reference.batch_norm(x_NCYX, weight_C, bias_C, running_mean_C, running_var_C, momentum, eps, activation)
     mean_C, rstd_C = _stats(x_NCYX.detach(), running_mean_C, running_var_C, momentum, eps)

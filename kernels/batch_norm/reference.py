@@ -1,13 +1,9 @@
 """Batch normalisation in training and the activation behind it, in plain PyTorch (STORM Tables 3 and 4)."""
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
-Activation = Literal["relu", "silu"]
-
-ACTIVATIONS = {"relu": torch.nn.functional.relu, "silu": torch.nn.functional.silu}
+from storm_fast.kernels.activation import ACTIVATIONS, Activation
 
 
 def batch_norm(

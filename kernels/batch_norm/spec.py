@@ -5,8 +5,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from storm_fast.kernels.activation import Activation
 from storm_fast.kernels.batch_norm import batch_norm
-from storm_fast.kernels.batch_norm.reference import Activation
 from storm_fast.kernels.cost import Cost
 from storm_fast.kernels.spec import Budget, Draw, Spec, Use
 

@@ -1,8 +1,11 @@
 """Where convolutions are folded: the encoder's second to fourth, over the frames of a rollout's contexts."""
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
+from storm_fast.kernels.activation import Activation
 from storm_fast.kernels.conv_relu import conv_relu
 from storm_fast.kernels.cost import Cost
 from storm_fast.kernels.spec import Budget, Draw, Spec, Use
@@ -14,11 +17,11 @@ def _inputs(draw: Draw, N: int, I: int, O: int, size: int) -> tuple[Tensor, ...]
     return x_NIYX, weight_OIYX, draw.normal(O, dtype=torch.float32)
 
 
-def _call(x_NIYX: Tensor, weight_OIYX: Tensor, bias_O: Tensor) -> Tensor:
+def _call(x_NIYX: Tensor, weight_OIYX: Tensor, bias_O: Tensor, activation: Activation = "relu") -> Tensor:
     # Under autocast, as the model calls it: a convolution refuses a bias of another dtype.
     is_narrow = x_NIYX.dtype != torch.float32
     with torch.no_grad(), torch.autocast(x_NIYX.device.type, x_NIYX.dtype if is_narrow else None, enabled=is_narrow):
-        return conv_relu(x_NIYX, weight_OIYX, bias_O, (2, 2), (1, 1))
+        return conv_relu(x_NIYX, weight_OIYX, bias_O, (2, 2), (1, 1), activation)
 
 
 def _floors(x_NIYX: Tensor, weight_OIYX: Tensor, bias_O: Tensor) -> tuple[float, ...]:
@@ -43,6 +46,15 @@ SPECS = (
         },
         floors=_floors,
         dtypes=(torch.float32, torch.bfloat16),  # a CPU has no convolution of float16
+    ),
+    Spec(
+        "conv_relu.silu",
+        partial(_call, activation="silu"),
+        _inputs,
+        small={"odd": (2, 3, 5, 9), "last": (1, 8, 16, 8)},
+        full={},
+        floors=_floors,
+        dtypes=(torch.float32, torch.bfloat16),
     ),
 )
 

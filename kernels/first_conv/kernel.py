@@ -23,6 +23,7 @@ def _first_conv_fwd(
     GATHER: tl.constexpr,
     MEAN: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
+    SILU: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_J: tl.constexpr,
     BLOCK_O: tl.constexpr,
@@ -61,7 +62,7 @@ def _first_conv_fwd(
     # mutation first_conv-bias-missing
     y_MO += tl.load(bias_ptr + o, mask=o < FILTERS, other=0.0).to(tl.float32)[None, :]
     # mutation first_conv-clipped
-    y_MO = tl.where(y_MO < 0, 0.0, y_MO)  # keeps NaN
+    y_MO = y_MO * tl.sigmoid(y_MO) if SILU else tl.where(y_MO < 0, 0.0, y_MO)  # keeps NaN
     place_MO = m[:, None] * FILTERS + o[None, :] if CHANNELS_LAST else m[:, None] + o[None, :] * PIXELS
     is_kept_MO = (m < PIXELS)[:, None] & (o < FILTERS)[None, :]  # mutation first_conv-pixels-tail
     tl.store(out_ptr + n * (PIXELS * FILTERS) + place_MO, y_MO.to(DTYPE), mask=is_kept_MO)
@@ -82,6 +83,7 @@ def first_conv_fwd(
     bias_O: Tensor,
     dtype: torch.dtype,
     is_channels_last: bool,
+    silu: bool = False,
 ) -> Tensor:
     """y_NOYX; without an index, of all frames in order."""
     M, Y, X, P = frames_MYXP.shape
@@ -107,6 +109,7 @@ def first_conv_fwd(
         GATHER=index_N is not None,
         MEAN=mean_YXP is not None,
         CHANNELS_LAST=is_channels_last,
+        SILU=silu,
         BLOCK_M=block_M,
         BLOCK_J=triton.next_power_of_2(4 * P),
         BLOCK_O=block_O,

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from storm_fast.kernels import backend
+from storm_fast.kernels.activation import Activation, check
 from storm_fast.kernels.first_conv import reference
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -18,6 +19,7 @@ def _first_conv(
     bias_O: Tensor,
     dtype: torch.dtype,
     is_channels_last: bool,
+    silu: bool,
 ) -> Tensor:
     M, Y, X = frames_MYXP.shape[:3]
     N, filters = M if index_N is None else index_N.shape[0], bias_O.shape[0]
@@ -34,20 +36,25 @@ def first_conv(
     bias_O: Tensor,
     dtype: torch.dtype,
     layout: torch.memory_format,
+    activation: Activation = "relu",
 ) -> Tensor:
-    """relu(conv(obs / 255 - mean) + bias); see `reference.first_conv`, which also runs where a gradient is wanted.
+    """activation(conv(obs / 255 - mean) + bias); see `reference.first_conv`, which runs where a gradient is wanted.
 
     The index lies on the device and is not checked against M.
 
     Raises:
-        ValueError: where frames, index, mean, filters and bias do not fit each other, or for another dtype.
+        ValueError: where frames, index, mean, filters and bias do not fit each other, or for another dtype or
+            activation.
     """
     _check(frames_MYXP, index_N, mean_YXP, weight_OPYX, bias_O, dtype)
+    check(activation)
     learns = torch.is_grad_enabled() and (weight_OPYX.requires_grad or bias_O.requires_grad)
     if learns or not backend.is_triton(frames_MYXP):
-        return reference.first_conv(frames_MYXP, index_N, mean_YXP, weight_OPYX, bias_O, dtype, layout)
+        return reference.first_conv(frames_MYXP, index_N, mean_YXP, weight_OPYX, bias_O, dtype, layout, activation)
     is_channels_last = layout == torch.channels_last
-    return _first_conv(frames_MYXP, index_N, mean_YXP, weight_OPYX, bias_O, dtype, is_channels_last)
+    return _first_conv(
+        frames_MYXP, index_N, mean_YXP, weight_OPYX, bias_O, dtype, is_channels_last, activation == "silu"
+    )
 
 
 def _check(

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from storm_fast.kernels.activation import Activation
 from storm_fast.kernels.conv_relu import reference as conv_relu
 from storm_fast.kernels.frames import reference as frames
 
@@ -15,8 +16,9 @@ def first_conv(
     bias_O: Tensor,
     dtype: torch.dtype,
     layout: torch.memory_format,
+    activation: Activation = "relu",
 ) -> Tensor:
-    """relu(conv(obs / 255 - mean) + bias), which halves rows and columns.
+    """activation(conv(obs / 255 - mean) + bias), which halves rows and columns.
 
     Args:
         frames_MYXP: uint8 frames.
@@ -26,6 +28,7 @@ def first_conv(
         bias_O: added to every channel.
         dtype: of the products and of the result; autocast's, where it is on.
         layout: memory format of the result.
+        activation: what the sum passes through.
 
     Returns:
         y_NOYX.
@@ -34,4 +37,4 @@ def first_conv(
         image_NPYX = frames.normalise(frames_MYXP, mean_YXP, dtype, layout)
     else:
         image_NPYX = frames.gather(frames_MYXP, index_N, mean_YXP, dtype, layout)
-    return conv_relu.conv_relu(image_NPYX, weight_OPYX.to(dtype), bias_O.to(dtype), (2, 2), (1, 1))
+    return conv_relu.conv_relu(image_NPYX, weight_OPYX.to(dtype), bias_O.to(dtype), (2, 2), (1, 1), activation)

@@ -1,11 +1,13 @@
 """Where the model encodes without learning: imagination's 8,192 contexts from the replay, and acting."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from storm_fast.kernels.activation import Activation
 from storm_fast.kernels.cost import Cost
 from storm_fast.kernels.first_conv import first_conv
 from storm_fast.kernels.spec import Budget, Draw, Spec, Use
@@ -40,8 +42,9 @@ def _call(
     weight_OPYX: Tensor,
     bias_O: Tensor,
     dtype: torch.dtype,
+    activation: Activation = "relu",
 ) -> Tensor:
-    return first_conv(frames_MYXP, index_N, mean_YXP, weight_OPYX, bias_O, dtype, torch.channels_last)
+    return first_conv(frames_MYXP, index_N, mean_YXP, weight_OPYX, bias_O, dtype, torch.channels_last, activation)
 
 
 def _floors(*inputs: Tensor) -> tuple[float, ...]:
@@ -81,6 +84,15 @@ SPECS = (
         _gathered,
         small=_SMALL,
         full={"context": Use("first convolution, 8192 frames of 10000", (8192, 10_000, FILTERS, *FRAME), _cost(8192))},
+        floors=_floors,
+        dtypes=(torch.float32, torch.bfloat16),
+    ),
+    Spec(
+        "first_conv.silu",
+        partial(_call, activation="silu"),
+        _plain,
+        small={name: sizes[1:] for name, sizes in _SMALL.items()},
+        full={},
         floors=_floors,
         dtypes=(torch.float32, torch.bfloat16),
     ),

@@ -31,8 +31,16 @@ class Replay:
     Memory: 12,288 bytes a step for frames of 64 x 64 x 3, 13 for the rest: 1.23 GB for 100,000 steps.
     """
 
-    def __init__(self, capacity: int, N: int, frame: tuple[int, int, int], device: torch.device) -> None:
-        """Allocate for `capacity` steps in all, capacity // N of each environment."""
+    def __init__(
+        self,
+        capacity: int,
+        N: int,
+        frame: tuple[int, int, int],
+        device: torch.device,
+        recent_share: float = 0.0,
+        recent_base: float = 1.25,
+    ) -> None:
+        """Allocate for `capacity` steps in all, capacity // N of each environment; see `windows` for the others."""
         self.rows, self.num_envs = capacity // N, N
         if self.rows < 1:
             raise InputError(f"want a replay of at least one step per environment; got {capacity} over {N}")
@@ -40,6 +48,11 @@ class Replay:
         self.action = torch.zeros(self.rows, N, dtype=torch.int64, device=device)
         self.reward = torch.zeros(self.rows, N, device=device)
         self.end = torch.zeros(self.rows, N, dtype=torch.bool, device=device)
+        # The number of each step's episode, counted over all environments, where drawing asks for it.
+        self.recent_share, self.recent_base = recent_share, recent_base
+        self.episode: Tensor | None = None
+        if recent_share > 0:
+            self.episode = torch.zeros(self.rows, N, dtype=torch.int64, device=device)
         self.appended = 0  # rows ever appended; row r lies at r % rows
         self._appended = torch.zeros((), dtype=torch.int64, device=device)  # the same, where sampling reads it
 
@@ -48,11 +61,35 @@ class Replay:
         """What is held, in the order of `Batch` and under the names that a checkpoint uses."""
         return {"obs": self.obs, "action": self.action, "reward": self.reward, "end": self.end}
 
-    def append(self, obs_NYXP: Tensor, action_N: Tensor, reward_N: Tensor, end_N: Tensor) -> None:
-        """Add one step of every environment, dropping the oldest when full. Copies; any device."""
+    @property
+    def _kept(self) -> dict[str, Tensor]:
+        """What a checkpoint has of a step."""
+        return self._fields | ({} if self.episode is None else {"episode": self.episode})
+
+    def append(
+        self,
+        obs_NYXP: Tensor,
+        action_N: Tensor,
+        reward_N: Tensor,
+        end_N: Tensor,
+        episode_N: Tensor | None = None,
+    ) -> None:
+        """Add one step of every environment, dropping the oldest when full. Copies; any device.
+
+        Args:
+            obs_NYXP: the frames seen.
+            action_N: what was done on seeing them.
+            reward_N: what that earned.
+            end_N: whether that ended the episode or lost a life.
+            episode_N: the numbers of the episodes, where `recent_share` asks for them.
+        """
         row = self.appended % self.rows
         for field, new in zip(self._fields.values(), (obs_NYXP, action_N, reward_N, end_N), strict=True):
             field[row].copy_(new, non_blocking=True)
+        if self.episode is not None:
+            if episode_N is None:
+                raise ValueError("want the numbers of the episodes in a replay with a recent share; got none")
+            self.episode[row].copy_(episode_N, non_blocking=True)
         self.appended += 1
         self._appended += 1
 
@@ -68,7 +105,8 @@ class Replay:
     def windows(self, B: int, T: int, generator: torch.Generator) -> Windows:
         """B windows of T steps, uniform over environments and starts; none spans the ring's seam.
 
-        A window may cross an episode's end. Nothing here reads the device from the host.
+        The last `recent_share` of them are drawn with weight recent_base^(number of the start's episode - number of the
+        newest). A window may cross an episode's end. Nothing here reads the device from the host.
 
         Raises:
             ValueError: when fewer than T rows are held.
@@ -89,8 +127,24 @@ class Replay:
         start_B = (u_2B[0] * starts).long().minimum(starts - 1)
         env_B = (u_2B[1] * self.num_envs).long().clamp_max(self.num_envs - 1)
         oldest = self._appended - held
+        recent = round(self.recent_share * B)
+        if recent > 0:
+            row_R, env_R = self._draw_recent(u_2B[0, B - recent :], oldest, starts)
+            start_B = torch.cat([start_B[: B - recent], (row_R - oldest) % self.rows])
+            env_B = torch.cat([env_B[: B - recent], env_R])
         row_BT = (oldest + start_B[:, None] + torch.arange(T, device=device)) % self.rows
         return (row_BT * self.num_envs + env_B[:, None]).flatten()
+
+    def _draw_recent(self, u_R: Tensor, oldest: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows and environments of starts, by inverse CDF over all that may be one."""
+        assert self.episode is not None
+        age_MN = self.episode.max() - self.episode
+        place_M = (torch.arange(self.rows, device=self.obs.device) - oldest) % self.rows
+        weight_MN = torch.where((place_M < starts)[:, None], self.recent_base ** -age_MN.double(), 0.0)
+        reach_K = weight_MN.flatten().cumsum(0)
+        # Scaled by what is reached: a draw near 1 must not end behind the last start.
+        k_R = torch.searchsorted(reach_K, u_R.double() * reach_K[-1], right=True)
+        return k_R // self.num_envs, k_R % self.num_envs
 
     def mean_frame(self) -> Tensor:
         """The mean over all frames held, float32 in [0, 1], [Y, X, P]."""
@@ -102,13 +156,13 @@ class Replay:
         if not max(0, self.appended - self.rows) <= first <= self.appended:
             raise ValueError(f"want a row that is still held or the next; got {first} of {self.appended}")
         index = torch.arange(first, self.appended, device=self.obs.device) % self.rows
-        return {name: field.index_select(0, index).cpu() for name, field in self._fields.items()}
+        return {name: field.index_select(0, index).cpu() for name, field in self._kept.items()}
 
     def restore(self, first: int, rows: dict[str, Tensor]) -> None:
         """Put back what `rows_since(first)` gave; rows restored later must follow."""
         count = len(rows["action"])
         index = torch.arange(first, first + count, device=self.obs.device) % self.rows
-        for name, field in self._fields.items():
+        for name, field in self._kept.items():
             field[index] = rows[name].to(field.device)
         self.appended = first + count
         self._appended.fill_(self.appended)

@@ -1,5 +1,7 @@
 """One update of the world model, one of the agent, and where imagination starts; each a function of its inputs."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -7,7 +9,7 @@ from storm_fast.config import ImagineConfig
 from storm_fast.data.replay import Batch, Replay, Windows, concat
 from storm_fast.engine.optimizer import Optimizer
 from storm_fast.engine.precision import Precision
-from storm_fast.model.agent import Agent, Trajectory
+from storm_fast.model.agent import Agent, Trajectory, of_actions
 from storm_fast.model.imagine import Context, draw_uniforms, rollout
 from storm_fast.model.world_model import WorldModel
 
@@ -122,11 +124,23 @@ def imagine(
         return rollout(world_model, agent, context, u)
 
 
-def update_agent(agent: Agent, optimizer: Optimizer, trajectory: Trajectory, precision: Precision) -> Metrics:
-    """One optimiser step of actor and critic (STORM eqs. 7a, 7b), then one of the slow critic (eq. 10)."""
-    with precision.autocast():
-        loss, metrics = agent.loss(trajectory)
-    optimizer.backward(loss)
-    metrics["gradient_norm"] = optimizer.step()
-    agent.update_slow_critic()
-    return metrics
+def update_agent(agent: Agent, optimizer: Optimizer, trajectory: Trajectory, precision: Precision) -> Iterator[Metrics]:
+    """The agent's updates on a rollout, `agent_updates` of them, each on an equal share of its trajectories.
+
+    Each is an optimiser step of actor and critic (STORM eqs. 7a, 7b) and then one of the slow critic (eq. 10).
+    """
+    updates = agent.config.agent_updates
+    shares = [Trajectory(*share) for share in zip(*(x.chunk(updates) for x in trajectory), strict=True)]
+    thens: list[Tensor | None] = [None] * updates
+    if agent.config.policy_loss == "ratio":
+        # Before the first update the policy is still the one that imagined.
+        with torch.no_grad(), precision.autocast():
+            then_BT = of_actions(agent.log_policy(trajectory), trajectory.action_BT)
+        thens = list(then_BT.chunk(updates))
+    for share, then in zip(shares, thens, strict=True):
+        with precision.autocast():
+            loss, metrics = agent.loss(share, then)
+        optimizer.backward(loss)
+        metrics["gradient_norm"] = optimizer.step()
+        agent.update_slow_critic()
+        yield metrics

@@ -1,7 +1,7 @@
 """The four phases of a training step, calls without arguments: eager or, under --compile on a GPU, a CUDA graph each.
 
     act      seen frames -> actions        model    one update of the world model
-    imagine  contexts -> a trajectory      agent    one update of actor and critic on it
+    imagine  contexts -> a trajectory      agent    the updates of actor and critic on it
 
 What one phase leaves for the next stays in this object. Every phase draws from the run's one generator, and dropout
 from torch's own, in the order of the calls, so an eager and a captured run compute the same.
@@ -45,6 +45,7 @@ class Phases:
         self._reward_host_N, self._reward_array_N = _host_memory(N, torch.float32, is_cuda)
         self._end_host_N, self._end_array_N = _host_memory(N, torch.bool, is_cuda)
         self._over_host_N, self._over_array_N = _host_memory(N, torch.bool, is_cuda)
+        self._episode_host_N, self._episode_array_N = _host_memory(N, torch.int64, is_cuda)
         self._action_host_N, self._action_array_N = _host_memory(N, torch.int64, is_cuda)
         self._copied = torch.cuda.Event() if is_cuda else None
         self._act = self._launched("act", self.run_act)
@@ -77,10 +78,13 @@ class Phases:
     def append(self, reward_N: npt.NDArray[np.float32], end_N: npt.NDArray[np.bool_]) -> None:
         """Append frames, actions and rewards to the replay; `end_N` is what the world model learns as an end."""
         self._reward_array_N[:], self._end_array_N[:] = reward_N, end_N
-        self._t.replay.append(self.seen_NYXP, self.action_N, self._reward_host_N, self._end_host_N)
+        self._episode_array_N[:] = self._t.episodes.number_N
+        step = self.seen_NYXP, self.action_N, self._reward_host_N, self._end_host_N, self._episode_host_N
+        self._t.replay.append(*step)
 
     def end_episodes(self, over_N: npt.NDArray[np.bool_]) -> None:
-        """Clear the policy's context of ended games where `acting_at_end` is "clear"."""
+        """Number the episodes that begin; clear the contexts of ended ones where `acting_at_end` is "clear"."""
+        self._t.episodes.end(over_N)
         if self._config.loop.acting_at_end == "clear":
             self._over_array_N[:] = over_N
             self._t.policy.end_episodes(self._over_host_N.to(self._precision.device, non_blocking=True))
@@ -95,7 +99,7 @@ class Phases:
         self._imagine()
 
     def update_agent(self) -> None:
-        """One update of the agent on the last rollout; its metrics join the means."""
+        """The agent's updates on the last rollout; their metrics join the means."""
         self._agent()
 
     def run_act(self) -> None:
@@ -132,7 +136,8 @@ class Phases:
         """See `update_agent`."""
         t = self._t
         assert self._trajectory is not None
-        t.means.add("agent", learn.update_agent(t.agent, t.agent_optimizer, self._trajectory, self._precision))
+        for metrics in learn.update_agent(t.agent, t.agent_optimizer, self._trajectory, self._precision):
+            t.means.add("agent", metrics)
 
     def state(self) -> list[Tensor]:
         """Every tensor that a phase changes, except what one phase leaves for another."""

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from storm_fast.config import Config
+from storm_fast.data.episodes import Episodes
 from storm_fast.data.replay import Replay
 from storm_fast.engine import build
 from storm_fast.engine.metrics import MeanMetrics
@@ -32,6 +33,7 @@ class Training:
     collector: AnyCollector
     policy: Policy
     means: MeanMetrics
+    episodes: Episodes
     generator: torch.Generator  # every draw but dropout's, which is torch's own
     step: int = 0  # over all environments
     model_updates: int = 0
@@ -48,10 +50,18 @@ def new_training(config: Config, precision: Precision, spec: EnvSpec | None = No
         agent,
         Optimizer(world_model, config.model.model_lr, eps=1e-8, clip=config.model.model_clip),
         Optimizer(agent, config.agent.agent_lr, eps=1e-5, clip=config.agent.agent_clip),
-        Replay(config.loop.capacity, N, spec.frame, precision.device),
+        Replay(
+            config.loop.capacity,
+            N,
+            spec.frame,
+            precision.device,
+            config.loop.recent_share,
+            config.loop.recent_base,
+        ),
         collector,
         Policy(world_model, agent, config.loop, N, precision.device),
         MeanMetrics(precision.device),
+        Episodes(N),
         torch.Generator(precision.device).manual_seed(_draw_seed(config.seed)),
     )
 
@@ -61,7 +71,7 @@ def _draw_seed(seed: int) -> int:
     return int(np.random.SeedSequence((seed, 0xD3A3)).generate_state(1)[0])
 
 
-_PARTS = ("model_optimizer", "agent_optimizer", "collector", "policy", "means")
+_PARTS = ("model_optimizer", "agent_optimizer", "collector", "policy", "means", "episodes")
 
 
 def save(run: Run, training: Training) -> None:
@@ -86,7 +96,8 @@ def restore(run: Run, training: Training) -> None:
     state, chunks = run.load_state(step)
     build.load_weights(training.world_model, training.agent, run.load_weights(step))
     for name in _PARTS:
-        getattr(training, name).load_state_dict(state[name])
+        if name != "episodes" or name in state:  # which earlier versions did not number, and did not ask for
+            getattr(training, name).load_state_dict(state[name])
     for first, rows in chunks:
         training.replay.restore(first, rows)
     training.step, training.model_updates = state["step"], state["model_updates"]

@@ -29,6 +29,7 @@ class Collector:
         full_action_space: bool,
         frame_skip: int,
         frame_cap: int,
+        noops: int = 0,
         rows: int,
         columns: int,
         gray: bool,

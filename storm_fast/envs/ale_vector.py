@@ -38,7 +38,7 @@ class AleVectorCollector(AnyCollector):
             grayscale=False,
             stack_num=1,
             frameskip=config.frame_skip,
-            noop_max=0,
+            noop_max=config.noops,
             reward_clipping=False,
             use_fire_reset=False,
         )

@@ -72,6 +72,18 @@ def env_seed(seed: int, index: int) -> int:
     return int(np.random.SeedSequence((seed, index)).generate_state(1)[0])
 
 
+def noops_of_episode(seed: int, episode: int, most: int) -> int:
+    """Frames without an action that begin an episode, 0 to `most`: a hash of an environment's seed and the episode.
+
+    It is SplitMix64's, which the C++ collector computes too.
+    """
+    mask = 2**64 - 1
+    x = ((ale_seed(seed) << 32 | episode) + 0x9E3779B97F4A7C15) & mask
+    x = ((x ^ x >> 30) * 0xBF58476D1CE4E5B9) & mask
+    x = ((x ^ x >> 27) * 0x94D049BB133111EB) & mask
+    return (x ^ x >> 31) % (most + 1)
+
+
 def ale_seed(seed: int) -> int:
     """ALE's own random seed, 32 bits, for an environment's seed: as gymnasium's AtariEnv derives it."""
     return int(np.random.SeedSequence(seed).generate_state(2)[1])

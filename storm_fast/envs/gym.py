@@ -1,7 +1,7 @@
 """The slow twin: Atari on gymnasium and ale-py alone. It is the definition of the environment.
 
 The action repeated for 4 frames, the channel-wise maximum of the last two, area interpolation to 64 x 64, no
-gray scale, stacking, no-op start, fire reset or reward clipping (STORM sec. 4.1, Table 10).
+gray scale, stacking, fire reset or reward clipping (STORM sec. 4.1, Table 10); no-ops at the start where asked for.
 """
 
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from storm_fast.config import EnvConfig
 from storm_fast.envs import area
-from storm_fast.envs.games import env_seed, make
+from storm_fast.envs.games import env_seed, make, noops_of_episode
 from storm_fast.envs.interface import SIZE, AnyCollector, Frames, Steps, check_kind, checked_actions, checked_out
 from storm_fast.errors import InputError
 
@@ -31,6 +31,7 @@ class _Snapshot(NamedTuple):
     lives: int
     before: int  # the action sent before the snapshot
     actions: list[int]  # those sent since
+    episode: int = 0  # of the game, counted from 0; the next one's
 
 
 class GymCollector(AnyCollector):
@@ -40,7 +41,7 @@ class GymCollector(AnyCollector):
 
     def __init__(self, game: str, config: EnvConfig) -> None:
         """Open config.num_envs games. Raises InputError for a game that ALE does not know."""
-        self.num_envs, self.frame_skip = config.num_envs, config.frame_skip
+        self.num_envs, self.frame_skip, self.noops = config.num_envs, config.frame_skip, config.noops
         self.envs = [make(game, config) for _ in range(config.num_envs)]
         self.num_actions = len(self.envs[0]._action_set)
         N = config.num_envs
@@ -50,6 +51,7 @@ class GymCollector(AnyCollector):
         self.lives_N = np.zeros(N, np.int64)
         self.return_N = np.zeros(N, np.float64)
         self.length_N = np.zeros(N, np.int64)
+        self.seed_N, self.episode_N = [0] * N, [0] * N  # what no-ops depend on
         self._action_N: npt.NDArray[np.int64] | None = None
         # Of every game the newest snapshot, and ahead of it the one before, once there is one.
         self._snapshots: list[list[_Snapshot]] = []
@@ -60,6 +62,7 @@ class GymCollector(AnyCollector):
         self._action_N = None
         self._write_into(out)
         for i in range(self.num_envs):
+            self.seed_N[i], self.episode_N[i] = env_seed(seed, i), 0
             self._start(i, env_seed(seed, i))
         self._snapshots = [[self._snapshot(i)] for i in range(self.num_envs)]
         return self.obs_NYXP
@@ -120,7 +123,14 @@ class GymCollector(AnyCollector):
         return obs, total, terminated, truncated, bool(life_lost)
 
     def _start(self, i: int, seed: int | None) -> None:
-        frame, info = self.envs[i].reset(seed=seed)
+        env = self.envs[i]
+        frame, info = env.reset(seed=seed)
+        for _ in range(noops_of_episode(self.seed_N[i], self.episode_N[i], self.noops)):
+            frame, _, terminated, truncated, info = env.step(0)
+            if terminated or truncated:
+                frame, info = env.reset()
+                break
+        self.episode_N[i] += 1
         self.obs_NYXP[i] = area.resize(frame, SIZE, SIZE)
         self.lives_N[i] = info["lives"]
         self.return_N[i] = self.length_N[i] = 0
@@ -131,7 +141,7 @@ class GymCollector(AnyCollector):
         return np.frombuffer(state, np.uint8).copy()
 
     def _snapshot(self, i: int, before: int = 0) -> _Snapshot:
-        return _Snapshot(self._emulator(i), int(self.lives_N[i]), before, [])
+        return _Snapshot(self._emulator(i), int(self.lives_N[i]), before, [], self.episode_N[i])
 
     def _record(self, i: int, action: int) -> None:
         """Note an action that is about to be sent, and take a new snapshot when one is due."""
@@ -148,7 +158,7 @@ class GymCollector(AnyCollector):
         for _ in range(40):  # so that the last of these is not sticky, all but surely
             env.ale.act(env._action_set[before])
         env.ale.restoreState(ale_py.ALEState(snapshot.emulator.tobytes()))
-        self.lives_N[i] = snapshot.lives
+        self.lives_N[i], self.episode_N[i] = snapshot.lives, snapshot.episode
         for action in snapshot.actions:
             _, _, terminated, truncated, _ = self._step(i, action)
             if terminated or truncated:
@@ -165,6 +175,8 @@ class GymCollector(AnyCollector):
             "lives": self.lives_N.copy(),
             "return": self.return_N.copy(),
             "length": self.length_N.copy(),
+            "seeds": [*self.seed_N],
+            "episodes": [*self.episode_N],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -179,6 +191,9 @@ class GymCollector(AnyCollector):
         self.restored_exactly = True
         self._action_N = None
         self._snapshots = []
+        # Earlier versions saved neither, and began no episode with no-ops.
+        none = [0] * self.num_envs
+        self.seed_N, episodes = [*map(int, state.get("seeds", none))], state.get("episodes", none)
         for i, env in enumerate(self.envs):
             saved = np.asarray(state["emulators"][i])
             saved_snapshots = [_Snapshot(**values) for values in state["snapshots"][i]]
@@ -197,6 +212,7 @@ class GymCollector(AnyCollector):
                 self.restored_exactly = False
                 env.ale.restoreState(ale_py.ALEState(saved.tobytes()))
             self.lives_N[i] = int(state["lives"][i])
+            self.episode_N[i] = int(episodes[i])
         self.obs_NYXP = self._own_NYXP
         self.obs_NYXP[:], self.terminal_obs_NYXP[:] = state["obs"], state["terminal_obs"]
         self.lives_N[:], self.return_N[:], self.length_N[:] = state["lives"], state["return"], state["length"]

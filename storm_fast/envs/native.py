@@ -66,6 +66,7 @@ class Collector(AnyCollector):
             full_action_space=config.full_action_space,
             frame_skip=config.frame_skip,
             frame_cap=config.frame_cap,
+            noops=config.noops,
             rows=size[0],
             columns=size[1],
             gray=gray,

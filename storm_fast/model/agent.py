@@ -31,8 +31,9 @@ class Agent(nn.Module):
         """Args: the configuration, sizes of state, policy and value, and the one-hot groups the state begins with."""
         super().__init__()
         self.config = config
-        self.actor = mlp(features, config.agent_width, num_actions, latents)
-        self.critic = mlp(features, config.agent_width, bins, latents)
+        shape = config.agent_layers, config.agent_activation
+        self.actor = mlp(features, config.agent_width, num_actions, latents, *shape)
+        self.critic = mlp(features, config.agent_width, bins, latents, *shape)
         self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.return_low: Tensor  # moving averages of the percentiles of the return (eq. 9)
         self.return_high: Tensor
@@ -50,13 +51,21 @@ class Agent(nn.Module):
         """The end of an imagined step from its logit, in the form that `imagined_end` names, float32."""
         return (logit_N > 0).float() if self.config.imagined_end == "hard" else logit_N.sigmoid()
 
-    def loss(self, trajectory: Trajectory) -> tuple[Tensor, dict[str, Tensor]]:
+    def log_policy(self, trajectory: Trajectory) -> Tensor:
+        """Log-probabilities of all actions at every step that was acted on, float32 [B, T, A]."""
+        log_policy_BTA: Tensor = self.actor(trajectory.state_BSF[:, :-1]).float().log_softmax(-1)
+        return log_policy_BTA
+
+    def loss(self, trajectory: Trajectory, then_BT: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """The joint loss of actor and critic (STORM eqs. 7a and 7b) and its parts, 0-d float32.
 
         Updates the moving percentiles of the return before using them, and counts updates towards `critic_warmup`.
+
+        Args:
+            trajectory: what was imagined.
+            then_BT: the log-probabilities of its actions under the policy that imagined, for the `ratio` policy loss.
         """
         c = self.config
-        state_BTF, action_BT1 = trajectory.state_BSF[:, :-1], trajectory.action_BT[..., None]
         value_logits_BSV = self.critic(trajectory.state_BSF)
         with torch.no_grad():
             value_BS = twohot.decode(value_logits_BSV)
@@ -70,11 +79,15 @@ class Agent(nn.Module):
             scale = spread.clamp_min(1.0)
             advantage_BT = (return_BT - value_BS[:, :-1]) / scale
 
-        log_policy_BTA = self.actor(state_BTF).float().log_softmax(-1)
-        log_prob_BT = log_policy_BTA.gather(-1, action_BT1).squeeze(-1)
+        log_policy_BTA = self.log_policy(trajectory)
+        log_prob_BT = of_actions(log_policy_BTA, trajectory.action_BT)
+        weighed_BT = log_prob_BT
+        if c.policy_loss == "ratio":
+            assert then_BT is not None
+            weighed_BT = (log_prob_BT - then_BT).exp()
         entropy_BT = -(log_policy_BTA.exp() * log_policy_BTA).sum(-1)
         losses = {
-            "policy": -(weight_BT * advantage_BT * log_prob_BT).mean(),
+            "policy": -(weight_BT * advantage_BT * weighed_BT).mean(),
             "entropy": (weight_BT * entropy_BT).mean(),
             "value": (weight_BT * self._critic_error(value_logits_BSV[:, :-1], return_BT)).mean(),
             "slow_value": (weight_BT * self._critic_error(value_logits_BSV[:, :-1], slow_target_BT)).mean(),
@@ -125,6 +138,11 @@ class Agent(nn.Module):
         self.return_low.lerp_(low, 1 - self.config.return_decay)
         self.return_high.lerp_(high, 1 - self.config.return_decay)
         return self.return_high - self.return_low
+
+
+def of_actions(log_policy_BTA: Tensor, action_BT: Tensor) -> Tensor:
+    """The log-probabilities of the actions taken, [B, T]."""
+    return log_policy_BTA.gather(-1, action_BT[..., None]).squeeze(-1)
 
 
 def percentile(x: Tensor, q: float) -> Tensor:

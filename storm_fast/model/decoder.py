@@ -5,19 +5,20 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from storm_fast.model.batch_norm import BatchNormReLU
+from storm_fast.kernels.activation import Activation
+from storm_fast.model.batch_norm import ActivatedBatchNorm
 from storm_fast.model.encoder import GRID
 
 
 class Decoder(nn.Module):
     """Linear and four doubling transposed convolutions (STORM Table 4): [N, Z] -> [N, P, 64, 64], unbounded."""
 
-    def __init__(self, Z: int, colours: int, stem: int) -> None:
+    def __init__(self, Z: int, colours: int, stem: int, activation: Activation) -> None:
         super().__init__()
         sizes = [8 * stem, 4 * stem, 2 * stem, stem]
         self.channels = sizes[0]
         self.linear = nn.Linear(Z, self.channels * GRID * GRID, bias=False)
-        self.norms = nn.ModuleList(BatchNormReLU(size) for size in sizes)
+        self.norms = nn.ModuleList(ActivatedBatchNorm(size, activation) for size in sizes)
         self.deconvs = nn.ModuleList(
             nn.ConvTranspose2d(i, o, 4, stride=2, padding=1, bias=False) for i, o in pairwise(sizes)
         )

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from storm_fast.kernels import frames
+from storm_fast.kernels.activation import Activation
 from storm_fast.kernels.conv_relu import conv_relu
 from storm_fast.kernels.first_conv import first_conv
-from storm_fast.model.batch_norm import BatchNormReLU
+from storm_fast.model.batch_norm import ActivatedBatchNorm
 
 GRID = 4  # rows and columns that four halvings leave of 64
 
@@ -16,12 +17,13 @@ GRID = 4  # rows and columns that four halvings leave of 64
 class Encoder(nn.Module):
     """Four halving convolutions, batch-normalised (STORM Table 3): uint8 [N, 64, 64, P] -> [N, 16 * 8 * stem]."""
 
-    def __init__(self, colours: int, stem: int) -> None:
+    def __init__(self, colours: int, stem: int, activation: Activation) -> None:
         super().__init__()
         sizes = [colours, stem, 2 * stem, 4 * stem, 8 * stem]
         pairs = list(pairwise(sizes))
         self.convs = nn.ModuleList(nn.Conv2d(i, o, 4, stride=2, padding=1, bias=False) for i, o in pairs)
-        self.norms = nn.ModuleList(BatchNormReLU(o) for _, o in pairs)
+        self.norms = nn.ModuleList(ActivatedBatchNorm(o, activation) for _, o in pairs)
+        self.activation = activation
 
     def forward(
         self,
@@ -56,9 +58,10 @@ class Encoder(nn.Module):
     ) -> Tensor:
         """As `forward` in evaluation mode, with each normalisation folded into its convolution's weights."""
         first, *others = [_fold(conv, norm) for conv, norm in zip(self.convs, self.norms, strict=True)]
-        x_NPYX = first_conv(frames_MYXP, index_N, mean_YXP, *first, _products_dtype(frames_MYXP), layout)
+        dtype, activation = _products_dtype(frames_MYXP), self.activation
+        x_NPYX = first_conv(frames_MYXP, index_N, mean_YXP, *first, dtype, layout, activation)
         for weight_OPYX, bias_O in others:
-            x_NPYX = conv_relu(x_NPYX, weight_OPYX, bias_O, (2, 2), (1, 1))
+            x_NPYX = conv_relu(x_NPYX, weight_OPYX, bias_O, (2, 2), (1, 1), activation)
         return x_NPYX.flatten(1)
 
 

@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from storm_fast.kernels import norm
+from storm_fast.kernels.activation import Activation
 from storm_fast.model.onehot import OneHotLinear
 
 
@@ -25,21 +26,29 @@ class Chain(nn.Sequential):
         return x_ND
 
 
-def mlp(inputs: int, width: int, outputs: int, latents: tuple[int, int] = (0, 0)) -> Chain:
-    """[Linear without bias, LayerNorm, ReLU] twice, then Linear (STORM Table 9, "3 layers").
+def mlp(
+    inputs: int,
+    width: int,
+    outputs: int,
+    latents: tuple[int, int] = (0, 0),
+    hidden: int = 2,
+    activation: Activation = "relu",
+) -> Chain:
+    """[Linear without bias, LayerNorm, activation] for each hidden layer, then Linear (STORM Table 9, "3 layers").
 
     Args:
         inputs: size of the input.
-        width: of both hidden layers.
+        width: of every hidden layer.
         outputs: size of the output.
         latents: the one-hot groups the input begins with: how many, and of how many classes.
+        hidden: how many hidden layers.
+        activation: behind each normalisation.
     """
-    return Chain(
-        OneHotLinear(inputs, width, *latents) if latents[0] else nn.Linear(inputs, width, bias=False),
-        nn.LayerNorm(width),
-        nn.ReLU(),
-        nn.Linear(width, width, bias=False),
-        nn.LayerNorm(width),
-        nn.ReLU(),
-        nn.Linear(width, outputs),
-    )
+    layers: list[nn.Module] = []
+    for i in range(hidden):
+        if i == 0 and latents[0]:
+            layers.append(OneHotLinear(inputs, width, *latents))
+        else:
+            layers.append(nn.Linear(width if i else inputs, width, bias=False))
+        layers += [nn.LayerNorm(width), nn.ReLU() if activation == "relu" else nn.SiLU()]
+    return Chain(*layers, nn.Linear(width, outputs))

@@ -27,7 +27,7 @@ class Policy:
 
     @torch.no_grad()
     def act(self, obs_NYXP: Tensor, generator: torch.Generator) -> Tensor:
-        """Draw action_N, int64; a uniform one where the context is still empty.
+        """Draw action_N, int64; where the context is still empty, what `acting_first` names.
 
         With `acting_latent` "prior" the newest frame is ignored: z is predicted from the steps before, as in
         imagination. With "posterior" z is encoded from it.
@@ -45,7 +45,12 @@ class Policy:
         z_NZ = z_NSZ[:, C] if posterior else model.predict(h_ND, u_SG[:, C])
         drawn_N = self.agent.act(agent_state(model, self.agent, z_NZ, h_ND), u_action_N)
         uniform_N = (u_action_N * model.transformer.num_actions).long()
-        return torch.where(self.length_N == 0, uniform_N, drawn_N)
+        if self.config.acting_uniform > 0:
+            u_2N = torch.rand(2, N, generator=generator, device=self.length_N.device)
+            other_N = (u_2N[1] * model.transformer.num_actions).long()
+            drawn_N = torch.where(u_2N[0] < self.config.acting_uniform, other_N, drawn_N)
+        first_N = torch.zeros_like(uniform_N) if self.config.acting_first == "zero" else uniform_N
+        return torch.where(self.length_N == 0, first_N, drawn_N)
 
     def remember(self, obs_NYXP: Tensor, action_N: Tensor) -> None:
         """Append the newest frames and actions to the context in place, dropping the oldest step when it is full."""

@@ -36,12 +36,12 @@ class WorldModel(nn.Module):
         super().__init__()
         self.config, self.frame = config, frame
         Z = config.latents * config.classes
-        self.encoder = Encoder(frame[2], config.stem_channels)
+        self.encoder = Encoder(frame[2], config.stem_channels, config.conv_activation)
         self.posterior = nn.Linear(8 * config.stem_channels * GRID * GRID, Z)
         self.posterior_norm = nn.BatchNorm1d(Z, affine=False) if config.posterior_norm else None
         self.transformer = Transformer(config, num_actions)
         self.prior = nn.Linear(config.width, Z)
-        self.decoder = Decoder(Z, frame[2], config.stem_channels)
+        self.decoder = Decoder(Z, frame[2], config.stem_channels, config.conv_activation)
         features = config.width if config.predictor_input == "hidden" else Z
         self.reward_head = mlp(features, config.width, config.bins)
         self.end_head = mlp(features, config.width, 1)

@@ -217,3 +217,45 @@ def test_concat_keeps_every_window_in_order(parts: int) -> None:
     pieces: list[Any] = [value.split(sizes) for value in whole]
     for b, batch in enumerate(batches):
         assert all(torch.equal(piece[b], value) for piece, value in zip(pieces, batch, strict=True))
+
+
+def test_recent_starts_are_drawn_as_often_as_their_episodes_weights_say() -> None:
+    N, rows, T, appends = 2, 20, 4, 33  # the ring is full, its seam in the middle
+    replay = Replay(rows * N, N, FRAME, CPU, recent_share=0.5, recent_base=1.25)
+    episodes: dict[tuple[int, int], int] = {}
+    numbers = [0, 1]
+    for row in range(appends):
+        step = make_step(row, N)
+        for i in range(N):
+            if (row + 3 * i) % 5 == 0:
+                numbers[i] = max(numbers) + 1
+            episodes[row, i] = numbers[i]
+        step_number_N = torch.tensor(numbers)
+        replay.append(step["obs"], step["action"], step["reward"], step["end"], step_number_N)
+    starts = [(row, i) for row in range(appends - rows, appends - T + 1) for i in range(N)]
+    newest = max(episodes[row, i] for row in range(appends - rows, appends) for i in range(N))
+    weights = torch.tensor([1.25 ** (episodes[start] - newest) for start in starts]).double()
+    chance = 0.5 / len(starts) + 0.5 * weights / weights.sum()
+    draws, count = 40_000, dict.fromkeys(starts, 0)
+    for start in start_and_env(replay.sample(draws, T, generator()), N):
+        count[start] += 1  # a KeyError: a window that spans the seam
+    want = draws * chance
+    chi_square = float(((torch.tensor([count[s] for s in starts]).double() - want) ** 2 / want).sum())
+    # Mean and half of the variance are the number of starts but one; six deviations above is chance once in 10^5.
+    assert chi_square < (len(starts) - 1) + 6 * (2 * (len(starts) - 1)) ** 0.5
+    uniform = torch.full_like(want, draws / len(starts))
+    assert float(((torch.tensor([count[s] for s in starts]).double() - uniform) ** 2 / uniform).sum()) > 1000
+
+
+def test_a_replay_with_recent_starts_keeps_its_numbers_and_wants_them() -> None:
+    replay, restored = (Replay(6, 1, FRAME, CPU, recent_share=1.0) for _ in range(2))
+    step = make_step(0, 1)
+    with pytest.raises(ValueError, match="want the numbers of the episodes"):
+        replay.append(step["obs"], step["action"], step["reward"], step["end"])
+    for row in range(8):
+        step = make_step(row, 1)
+        replay.append(step["obs"], step["action"], step["reward"], step["end"], torch.tensor([row // 3]))
+    restored.restore(2, replay.rows_since(2))
+    assert torch.equal(replay.episode, restored.episode)
+    for a, b in zip(replay.sample(5, 2, generator()), restored.sample(5, 2, generator()), strict=True):
+        assert torch.equal(a, b)

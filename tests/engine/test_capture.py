@@ -58,7 +58,10 @@ def started(config: Config, steps: int = 40) -> Phases:
         phases.see(frames_NYXP)
         phases.explore()
         t.policy.remember(phases.seen_NYXP, phases.action_N)
-        t.replay.append(frames_NYXP, phases.action_N, torch.rand(N, generator=g), torch.rand(N, generator=g) < 0.1)
+        end_N = torch.rand(N, generator=g) < 0.1
+        number_N = torch.from_numpy(t.episodes.number_N.copy())
+        t.replay.append(frames_NYXP, phases.action_N, torch.rand(N, generator=g), end_N, number_N)
+        t.episodes.end(end_N.numpy())
     return phases
 
 
@@ -105,6 +108,20 @@ CONFIGS: dict[str, Callable[[Config], Config]] = {
         imagine=replace(c.imagine, context_source="replay", imagine_demonstration_batch=3),
         loop=replace(c.loop, acting_latent="prior"),
         model=replace(c.model, posterior_norm=0.0, center_frames=False, zero_outputs=False),
+    ),
+    "lean's path": lambda c: replace(
+        c,
+        env=replace(c.env, num_envs=1, noops=4),
+        imagine=replace(c.imagine, context_source="replay", imagine_demonstration_batch=0, imagine_batch=16),
+        agent=replace(
+            c.agent, agent_layers=3, agent_activation="silu", agent_updates=4, policy_loss="ratio", critic_warmup=0
+        ),
+        loop=replace(
+            c.loop, acting_at_end="clear", acting_first="zero", acting_uniform=0.5, recent_share=0.5, agent_every=4
+        ),
+        model=replace(
+            c.model, conv_activation="silu", posterior_norm=0.0, center_frames=False, zero_outputs=False
+        ),
     ),
 }  # fmt: skip
 
@@ -280,7 +297,7 @@ def test_a_rehearsal_leaves_no_trace(steps_before: int) -> None:
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("name", ["tiny", "replay contexts, prior"])
+@pytest.mark.parametrize("name", ["tiny", "replay contexts, prior", "lean's path"])
 def test_fifty_steps_of_training_equal_those_of_the_definitions(name: str) -> None:
     runs, actions = [], []
     for slow in (False, True):

@@ -147,6 +147,21 @@ def test_bfloat16_and_updates_at_other_rates_resume_exactly(tmp_path: Path, over
     assert_same_run(stopped, tmp_path / "whole", 96)
 
 
+def test_what_lean_adds_resumes_exactly(tmp_path: Path) -> None:
+    config = small_config()
+    config = replace(
+        config,
+        env=replace(config.env, noops=20),
+        model=replace(config.model, conv_activation="silu"),
+        imagine=replace(config.imagine, context_source="replay"),
+        agent=replace(config.agent, agent_updates=2, policy_loss="ratio", agent_activation="silu"),
+        loop=replace(config.loop, acting_at_end="clear", acting_first="zero", acting_uniform=0.3, recent_share=0.5),
+    )
+    whole = run_whole(tmp_path / "whole", config)
+    stopped = run_with_stops(tmp_path / "stopped", config, (54, 76))
+    assert_same_run(stopped, whole, config.steps)
+
+
 def test_a_run_with_a_demonstration_resumes_from_its_own_copy(tmp_path: Path) -> None:
     file = tmp_path / "demonstration.npz"
     write_demonstration(file)

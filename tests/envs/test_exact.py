@@ -24,6 +24,7 @@ from storm_fast.envs import (
     extension,
     games,
 )
+from storm_fast.envs.games import noops_of_episode
 from storm_fast.errors import InputError
 
 Actions = npt.NDArray[np.int64]
@@ -387,8 +388,9 @@ def test_the_games_of_atari_100k_are_known() -> None:
 
 @pytest.mark.parametrize("game", ["Pong", "Breakout"])
 @pytest.mark.parametrize("before", [0, 1, 150])
-def test_a_fresh_collector_goes_on_exactly_from_a_saved_state(kind: Kind, game: str, before: int) -> None:
-    config = EnvConfig(num_envs=2, frame_cap=640)  # so that Pong, too, ends after the restore
+@pytest.mark.parametrize("noops", [0, 30])
+def test_a_fresh_collector_goes_on_exactly_from_a_saved_state(kind: Kind, game: str, before: int, noops: int) -> None:
+    config = EnvConfig(num_envs=2, frame_cap=640, noops=noops)  # so that Pong, too, ends after the restore
     collector = kind(game, config)
     collector.reset(5)
     play(collector, random_actions(before, 2, collector.num_actions))
@@ -463,3 +465,21 @@ def test_a_state_of_another_number_of_environments_raises(kind: Kind) -> None:
     state = collector.state_dict()
     with pytest.raises(InputError, match="want the state of 3 environments; got 2"):
         kind("Pong", EnvConfig(num_envs=3)).load_state_dict(state)
+
+
+def test_no_ops_begin_episodes_in_numbers_that_vary_and_repeat(kind: Kind) -> None:
+    # Of a game whose picture moves by itself, the first frames tell how many there were.
+    config, shown = EnvConfig(num_envs=1, sticky=0.0, frame_cap=80, noops=30), []
+    for _ in range(2):
+        collector = kind("Freeway", config)
+        firsts = [collector.reset(7)[0].copy()]
+        while len(firsts) < 12:
+            steps = collector.step(np.array([0]))
+            if steps.truncated_N[0]:
+                firsts.append(steps.obs_NYXP[0].copy())
+        shown.append(np.stack(firsts))
+    assert np.array_equal(*shown)
+    assert len(np.unique(shown[0].reshape(12, -1), axis=0)) > 5
+    counts = [noops_of_episode(7, episode, 30) for episode in range(3000)]
+    assert set(counts) == set(range(31))
+    assert max(counts.count(n) for n in range(31)) < 3000 / 31 + 6 * (3000 / 31) ** 0.5

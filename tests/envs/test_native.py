@@ -35,6 +35,8 @@ native = pytest.mark.skipif(extension() is None, reason="the C++ collector was n
     [
         ("Pong", EnvConfig(num_envs=3, frame_cap=250)),
         ("Breakout", EnvConfig(num_envs=3, num_threads=2)),
+        ("Breakout", EnvConfig(num_envs=3, noops=30)),
+        ("Pong", EnvConfig(num_envs=2, noops=30, frame_cap=34)),  # which may end before the agent acts
         ("MsPacman", EnvConfig(num_envs=2, full_action_space=True)),  # its screen is drawn in turns
         ("Freeway", EnvConfig(num_envs=1, sticky=0.0)),
         ("Krull", EnvConfig(num_envs=2, frame_skip=1)),
@@ -248,6 +250,7 @@ def arguments(num_envs: int = 2, **changed: Any) -> dict[str, Any]:
         {"sticky": 0.9999999},  # 1 where ALE writes it down
         {"frame_skip": 0},
         {"frame_cap": 3},
+        {"noops": -1},
         {"rows": 0},
         {"rows": 211},
         {"columns": 161},

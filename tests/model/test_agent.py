@@ -2,15 +2,19 @@
 
 import copy
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from storm_fast.engine.learn import update_agent
+from storm_fast.engine.optimizer import Optimizer
+from storm_fast.engine.precision import choose
 from storm_fast.kernels import twohot
 from storm_fast.kernels.lambda_return import lambda_return, reach_weights
-from storm_fast.model.agent import Agent, Trajectory, percentile
+from storm_fast.model.agent import Agent, Trajectory, of_actions, percentile
 from tests import networks
 
 F = networks.SMALL.latents * networks.SMALL.classes + networks.SMALL.width
@@ -146,3 +150,71 @@ def test_actions_are_drawn_by_inverse_cdf_without_unimix() -> None:
     cumulative_NA = agent.actor(state_NF).double().softmax(-1).cumsum(-1)
     want = [next((a for a in range(4) if row[a] > u), 4) for row, u in zip(cumulative_NA, u_N, strict=True)]
     assert agent.act(state_NF, u_N).tolist() == want
+
+
+def test_the_ratios_gradient_is_the_policy_gradient_where_the_ratio_is_one() -> None:
+    plain, ratio = networks.agent(), networks.agent(policy_loss="ratio")
+    ratio.load_state_dict(plain.state_dict())
+    t = trajectory()
+    then_BT = of_actions(ratio.log_policy(t), t.action_BT).detach()
+    found = []
+    for agent, then in ((plain, None), (ratio, then_BT)):
+        total, metrics = agent.loss(t, then)
+        total.backward()
+        found.append([p.grad for p in agent.parameters() if p.grad is not None])
+    assert metrics["policy"] != plain.loss(t)[1]["policy"]
+    for want, got in zip(*found, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-7)
+
+
+def test_the_ratio_weighs_the_advantage_by_how_the_policy_has_changed() -> None:
+    agent = networks.agent(policy_loss="ratio")
+    t = trajectory()
+    then_BT = torch.randn(8, 5, generator=torch.Generator().manual_seed(4)) - 2
+    _, got = agent.loss(t, then_BT)
+    other = networks.agent()
+    other.load_state_dict(agent.state_dict())
+    value_BS = twohot.decode(other.critic(t.state_BSF))
+    return_BT = lambda_return(t.reward_BT, t.end_BT, value_BS, 0.985, 0.95, "current")
+    advantage_BT = (return_BT - value_BS[:, :-1]) / got["return_scale"]
+    now_BT = other.actor(t.state_BSF[:, :-1]).softmax(-1).gather(-1, t.action_BT[..., None])[..., 0]
+    torch.testing.assert_close(got["policy"], -(now_BT / then_BT.exp() * advantage_BT).mean())
+
+
+def test_a_silu_agent_is_torchs_own_layers() -> None:
+    agent = networks.agent(agent_layers=3, agent_activation="silu")
+    x_NF = torch.randn(6, F, generator=torch.Generator().manual_seed(0))
+    h_ND, layers = x_NF, list(agent.actor)
+    assert [type(layer).__name__ for layer in layers] == ["Linear", "LayerNorm", "SiLU"] * 3 + ["Linear"]
+    for i in range(3):
+        linear, norm = layers[3 * i : 3 * i + 2]
+        h_ND = torch.nn.functional.linear(h_ND, linear.weight)
+        h_ND = torch.nn.functional.layer_norm(h_ND, h_ND.shape[-1:], norm.weight, norm.bias)
+        h_ND = h_ND * torch.sigmoid(h_ND)
+    want_NA = torch.nn.functional.linear(h_ND, layers[-1].weight, layers[-1].bias)
+    torch.testing.assert_close(agent.actor(x_NF), want_NA)
+
+
+def test_the_updates_share_the_trajectories() -> None:
+    t = trajectory(B=8)
+    config = replace(networks.agent().config, agent_updates=4, policy_loss="ratio")
+    agent = Agent(config, F, networks.ACTIONS, networks.SMALL.bins)
+    seen: list[Trajectory] = []
+    thens: list[torch.Tensor] = []
+    before_BT = of_actions(agent.log_policy(t), t.action_BT).detach()
+    loss = agent.loss
+
+    def watched(share: Trajectory, then_BT: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        seen.append(share)
+        thens.append(then_BT)
+        return loss(share, then_BT)
+
+    agent.loss = watched  # type: ignore[method-assign]
+    metrics = list(update_agent(agent, Optimizer(agent, 1e-2, eps=1e-5, clip=100.0), t, choose("cpu", "fp32")))
+    assert len(metrics) == 4
+    for field in range(4):
+        assert torch.equal(torch.cat([share[field] for share in seen]), t[field])
+    # All ratios are to the policy that imagined, not to the one before the last update.
+    assert torch.equal(torch.cat(thens), before_BT)
+    after_BT = of_actions(agent.log_policy(t), t.action_BT)
+    assert (after_BT - before_BT).abs().max() > 1e-3

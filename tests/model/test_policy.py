@@ -60,6 +60,27 @@ def test_empty_context_gives_uniform_actions() -> None:
     assert (counts > 40).all()  # 80 expected of each, standard deviation 8
 
 
+def test_the_first_action_is_zero_where_asked() -> None:
+    p = policy(400, acting_first="zero", acting_uniform=1.0)
+    assert (p.act(frames(1, 400)[0], torch.Generator().manual_seed(0)) == 0).all()
+
+
+def test_a_share_of_actions_is_uniform_whatever_the_policy_wants() -> None:
+    N = 4000
+    drawn = {}
+    for share in (0.0, 0.25):
+        p = policy(N, acting_uniform=share)
+        with torch.no_grad():
+            p.agent.actor[-1].bias[1] = 50.0  # it wants nothing else
+        p.remember(frames(1, N)[0], torch.zeros(N, dtype=torch.int64))
+        drawn[share] = p.act(frames(2, N)[1], torch.Generator().manual_seed(0))
+    assert (drawn[0.0] == 1).all()
+    others = (drawn[0.25] != 1).float().mean().item()
+    wanted = 0.25 * (1 - 1 / networks.ACTIONS)
+    assert abs(others - wanted) < 6 * (wanted * (1 - wanted) / N) ** 0.5
+    assert len(drawn[0.25].unique()) == networks.ACTIONS
+
+
 def test_episode_end_clears_the_context_only_where_asked() -> None:
     for at_end, want in (("keep", [3, 3]), ("clear", [0, 3])):
         p = policy(2, acting_at_end=at_end)

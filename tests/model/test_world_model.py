@@ -20,8 +20,11 @@ def predict(model: WorldModel, u_prior: bool = False, seed: int = 0) -> Predicti
 @pytest.mark.parametrize("gathers", [False, True])
 @pytest.mark.parametrize("centres", [False, True])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_folded_encoder_equals_the_normalised_one(layout: torch.memory_format, centres: bool, gathers: bool) -> None:
-    model = networks.world_model().eval()
+@pytest.mark.parametrize("activation", ["relu", "silu"])
+def test_folded_encoder_equals_the_normalised_one(
+    activation: str, layout: torch.memory_format, centres: bool, gathers: bool
+) -> None:
+    model = networks.world_model(conv_activation=activation).eval()
     if layout == torch.channels_last:
         model.use_channels_last()
     obs_MYXP = networks.batch().obs_BTYXP.flatten(0, 1)

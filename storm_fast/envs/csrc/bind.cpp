@@ -40,18 +40,19 @@ std::string shape_of(const Array& array) {
 class Bound {
  public:
   Bound(const std::string& rom, int num_envs, int num_threads, float sticky, bool full_action_space,
-        int frame_skip, int frame_cap, int rows, int columns, bool gray, bool stock)
+        int frame_skip, int frame_cap, int noops, int rows, int columns, bool gray, bool stock)
       : rows_(rows), columns_(columns), channels_(gray ? 1 : 3), owner_(process()) {
     if (num_envs < 1) reject("num_envs of at least 1", std::to_string(num_envs));
     if (num_threads < 1) reject("num_threads of at least 1", std::to_string(num_threads));
     if (!(sticky >= 0 && sticky < 1)) reject("sticky in [0, 1)", std::to_string(sticky));
     if (frame_skip < 1) reject("frame_skip of at least 1", std::to_string(frame_skip));
     if (frame_cap < frame_skip) reject("frame_cap of at least frame_skip", std::to_string(frame_cap));
+    if (noops < 0) reject("noops of at least 0", std::to_string(noops));
     if (!std::filesystem::is_regular_file(rom)) reject("the path of a ROM", rom);
     // ALE ends the process where it meets a file that it does not know.
     if (!ale::ALEInterface::isSupportedROM(rom)) reject("a ROM that ALE knows", rom);
-    const Settings settings{rom,  sticky, full_action_space, frame_skip, frame_cap, rows, columns,
-                            gray, stock};
+    const Settings settings{rom,   sticky, full_action_space, frame_skip, frame_cap,
+                            noops, rows,   columns,           gray,       stock};
     nb::gil_scoped_release release;
     collector_ = std::make_unique<Collector>(settings, static_cast<std::size_t>(num_envs),
                                              static_cast<std::size_t>(num_threads));
@@ -300,10 +301,10 @@ NB_MODULE(_collector, module) {
            nb::arg("screen_columns"), nb::arg("rows"), nb::arg("columns"), nb::arg("colours"))
       .def("draw", &BoundPicture::draw, nb::arg("before"), nb::arg("newest"));
   nb::class_<Bound>(module, "Collector")
-      .def(nb::init<const std::string&, int, int, float, bool, int, int, int, int, bool, bool>(),
+      .def(nb::init<const std::string&, int, int, float, bool, int, int, int, int, int, bool, bool>(),
            nb::kw_only(), nb::arg("rom"), nb::arg("num_envs"), nb::arg("num_threads"), nb::arg("sticky"),
-           nb::arg("full_action_space"), nb::arg("frame_skip"), nb::arg("frame_cap"), nb::arg("rows"),
-           nb::arg("columns"), nb::arg("gray"), nb::arg("stock") = false)
+           nb::arg("full_action_space"), nb::arg("frame_skip"), nb::arg("frame_cap"), nb::arg("noops") = 0,
+           nb::arg("rows"), nb::arg("columns"), nb::arg("gray"), nb::arg("stock") = false)
       .def_prop_ro("num_actions", &Bound::num_actions)
       .def_prop_ro("sticky", &Bound::sticky)
       .def("reset", &Bound::reset, nb::arg("seeds"), nb::arg("observations").noconvert())

@@ -75,6 +75,8 @@ void Game::load(std::int32_t seed) {
 
 void Game::seed(std::int32_t seed, std::uint8_t* observation) {
   load(seed);
+  seed_ = static_cast<std::uint32_t>(seed);
+  episode_ = 0;
   start(observation);
 }
 
@@ -82,6 +84,17 @@ void Game::start(std::uint8_t* observation) {
   ale_->reset_game();
   follow();  // some games draw while they are reset (DoubleDunk, Berzerk)
   last_ = ale::PLAYER_A_NOOP;
+  const int noops = noops_of_episode();
+  ++episode_;
+  for (int frame = 0; frame < noops; ++frame) {
+    act(ale::PLAYER_A_NOOP);
+    if (ale_->game_over(true)) {
+      ale_->reset_game();
+      follow();
+      last_ = ale::PLAYER_A_NOOP;
+      break;
+    }
+  }
   lives_ = ale_->lives();
   return_ = 0;
   length_ = 0;
@@ -98,6 +111,14 @@ ale::reward_t Game::act(ale::Action action) {
   random_();
   if (draw >= settings_.sticky) last_ = action;
   return ale_->act(action);
+}
+
+int Game::noops_of_episode() const {
+  std::uint64_t x = (static_cast<std::uint64_t>(seed_) << 32 | episode_) + 0x9e3779b97f4a7c15ull;
+  x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9ull;
+  x = (x ^ x >> 27) * 0x94d049bb133111ebull;
+  x ^= x >> 31;
+  return static_cast<int>(x % (static_cast<std::uint64_t>(settings_.noops) + 1));
 }
 
 void Game::follow() {
@@ -138,7 +159,7 @@ void Game::emulate(std::size_t action) {
 std::string Game::save() {
   std::ostringstream body;
   body << random_ << ' ' << static_cast<int>(last_) << ' ' << lives_ << ' '
-       << std::bit_cast<std::uint64_t>(return_) << ' ' << length_ << '\n'
+       << std::bit_cast<std::uint64_t>(return_) << ' ' << length_ << ' ' << seed_ << ' ' << episode_ << '\n'
        << ale_->cloneState(true).serialize();
   std::ostringstream whole;
   whole << kFormat << ' ' << rom() << ' ' << fnv1a(body.str()) << '\n' << body.str();
@@ -164,6 +185,8 @@ void Game::restore(const std::string& checked) {
   int last = 0;
   std::uint64_t bits = 0;
   values >> random_ >> last >> lives_ >> bits >> length_;
+  // Earlier versions ended here, and began no episode with no-ops.
+  if (!(values >> seed_ >> episode_)) seed_ = episode_ = 0;
   return_ = std::bit_cast<double>(bits);
   const std::mt19937 random = random_;
   ale_->reset_game();

@@ -19,6 +19,7 @@ struct Settings {
   bool full_action_space = false;
   int frame_skip = 4;
   int frame_cap = 108000;
+  int noops = 0;  // frames without an action that may begin an episode, at most
   int rows = 64;
   int columns = 64;
   bool gray = false;
@@ -67,6 +68,8 @@ class Game {
   void start(std::uint8_t* observation);
   void draw(const std::uint8_t* before, std::uint8_t* observation);
   ale::reward_t act(ale::Action action);
+  // How many frames without an action begin this episode: a hash of seed and episode, as the slow twin's.
+  int noops_of_episode() const;
   // Take over ALE's random numbers.
   void follow();
   // The MD5 of the ROM.
@@ -85,6 +88,8 @@ class Game {
   int lives_ = 0;
   double return_ = 0;
   std::int64_t length_ = 0;
+  std::uint32_t seed_ = 0;
+  std::uint32_t episode_ = 0;
 };
 
 }  // namespace storm_fast
