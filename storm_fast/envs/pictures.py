@@ -3,6 +3,9 @@
 Its observations are seen where they are pictures, and else what it renders; both are shrunk to 64 x 64 by area.
 """
 
+import os
+import signal
+import weakref
 from functools import partial
 from typing import Any
 
@@ -69,9 +72,10 @@ def _make(name: str) -> Env:
     wanted = f"an --env whose observations are uint8 pictures of at least {SIZE} x {SIZE} in 1 or 3 colours"
     if "rgb_array" not in modes:
         raise InputError(f"want {wanted}, or that renders them (rgb_array); {name} has {seen} and renders {modes}")
+    plain = _gymnasium_make(name, render_mode="rgb_array")
     try:
-        env = AddRenderObservation(_gymnasium_make(name, render_mode="rgb_array"), render_only=True)
-    except (gymnasium.error.Error, ImportError) as error:  # what draws may be missing alone
+        env = AddRenderObservation(plain, render_only=True)
+    except Exception as error:  # what draws may be missing alone
         raise InputError(f"want an --env that renders pictures; {name}: {error}") from error
     if not _is_picture(env.observation_space):
         rendered = env.observation_space
@@ -83,7 +87,7 @@ def _make(name: str) -> Env:
 def _gymnasium_make(name: str, render_mode: str | None = None) -> Env:
     try:
         return gymnasium.make(name, render_mode=render_mode)
-    except (gymnasium.error.Error, ImportError, TypeError, ValueError) as error:
+    except Exception as error:  # it is others' code: what it lacks it may say by any
         wanted = "--env as gymnasium knows it, `ID` or `module:ID`"
         raise InputError(f"want {wanted}; {name}: {type(error).__name__}: {error}") from error
 
@@ -95,8 +99,20 @@ def _is_picture(space: spaces.Space[Any]) -> bool:
     return min(space.shape[:2]) >= SIZE and (len(space.shape) == 2 or space.shape[2] in (1, 3))
 
 
+class _Apart:
+    """Makes an environment in another process, where Ctrl-C, which a terminal sends to all, is left to the trainer."""
+
+    def __init__(self, name: str, trainer: int) -> None:
+        self._name, self._trainer = name, trainer
+
+    def __call__(self) -> Env:
+        if os.getpid() != self._trainer:  # gymnasium also makes one in the trainer's own, to look
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        return _make(self._name)
+
+
 class PictureCollector(AnyCollector):
-    """N environments side by side; several have processes of their own, unless `num_threads` is 1.
+    """N environments, one after the other in the calling thread, or in processes where `num_threads` is above 1.
 
     They cannot be saved: a resumed run begins new episodes. An episode ends where the environment says so, be it
     terminated or truncated; there are no lives.
@@ -105,12 +121,14 @@ class PictureCollector(AnyCollector):
     def __init__(self, name: str, config: EnvConfig) -> None:
         """Open config.num_envs of them. Raises InputError as `describe` does."""
         N = config.num_envs
-        self.num_envs, self._seed = N, 0
-        makes = [partial(_make, name)] * N
+        self.num_envs, self._seed, self._steps = N, 0, 0
         self._apart: AsyncVectorEnv | None = None
-        if N > 1 and config.num_threads != 1:
-            self._apart = AsyncVectorEnv(makes, autoreset_mode=AutoresetMode.SAME_STEP)
-        self._env = self._apart or SyncVectorEnv(makes, autoreset_mode=AutoresetMode.SAME_STEP)
+        if config.num_threads > 1:
+            makes = [_Apart(name, os.getpid())] * N
+            # spawn: a process forked while torch's threads run may wait for ever for what one of them held.
+            self._apart = AsyncVectorEnv(makes, context="spawn", autoreset_mode=AutoresetMode.SAME_STEP)
+            weakref.finalize(self, self._apart.close)  # or the processes are killed at the end, and complain
+        self._env = self._apart or SyncVectorEnv([partial(_make, name)] * N, autoreset_mode=AutoresetMode.SAME_STEP)
         space = self._env.single_action_space
         assert isinstance(space, spaces.Discrete)
         self.num_actions, self._start = int(space.n), int(space.start)
@@ -125,11 +143,15 @@ class PictureCollector(AnyCollector):
 
     def reset(self, seed: int, out: Frames | None = None) -> npt.NDArray[np.uint8]:
         """Seed and start every environment."""
+        self._seed, self._steps = seed, 0
+        return self._begin(seed, out)
+
+    def _begin(self, seed: int, out: Frames | None = None) -> npt.NDArray[np.uint8]:
         if self._action_N is not None:
             self.recv()
-        self._seed = seed
         self.obs_NYXP = self._target(out)
-        self.obs_NYXP[:], _ = self._env.reset(seed=[env_seed(seed, i) for i in range(self.num_envs)])
+        # 31 bits: some environments hand the seed to a library that takes signed ones.
+        self.obs_NYXP[:], _ = self._env.reset(seed=[env_seed(seed, i) >> 1 for i in range(self.num_envs)])
         self.return_N[:], self.length_N[:] = 0, 0
         return self.obs_NYXP
 
@@ -153,6 +175,7 @@ class PictureCollector(AnyCollector):
         self.obs_NYXP[:] = obs_NYXP
         self.return_N += reward_N
         self.length_N += 1
+        self._steps += 1
         return_N, length_N = self.return_N.copy(), self.length_N.copy()
         over_N = terminated_N | truncated_N
         for i in np.flatnonzero(over_N):
@@ -170,15 +193,17 @@ class PictureCollector(AnyCollector):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """The number of environments and a seed for new episodes."""
-        return {"collector": type(self).__name__, "num_envs": self.num_envs, "seed": self._seed + 2**31}
+        """The seed and the steps since, from which a seed for new episodes follows."""
+        known = {"num_envs": self.num_envs, "seed": self._seed, "steps": self._steps}
+        return {"collector": type(self).__name__} | known
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Start new episodes, of other seeds than before; never exact."""
         check_kind(state, self)
         if state["num_envs"] != self.num_envs:
             raise InputError(f"want the state of {self.num_envs} environments; got {state['num_envs']}")
-        self.reset(int(state["seed"]))
+        self._seed, self._steps = int(state["seed"]), int(state["steps"])
+        self._begin(env_seed(self._seed, self.num_envs + self._steps))
         self.restored_exactly = False
 
     def _target(self, out: Frames | None) -> npt.NDArray[np.uint8]:

@@ -10,7 +10,11 @@ import pytest
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`--whole` also compiles what a run leaves out for its length."""
-    parser.addoption("--whole", action="store_true", help="compile attention at every admitted size")
+    parser.addoption(
+        "--whole",
+        action="store_true",
+        help="compile all dtypes, architectures and sizes",
+    )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

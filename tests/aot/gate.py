@@ -100,10 +100,17 @@ def compile_launch(launch: Launch, architecture: int) -> Compiled:
             signature[parameter.name] = "i32" if -(2**31) <= value < 2**31 else "i64"
             if value % 16 == 0 and special:
                 attributes[(i,)] = [["tt.divisibility", 16]]
-    source = ASTSource(fn=launch.kernel, signature=signature, constexprs=constants, attrs=attributes)
-    target = GPUTarget("cuda", architecture, 32)
-    compiled = triton.compile(source, target=target, options={"num_warps": launch.num_warps})
-    return _inspect(compiled.asm["cubin"], compiled.metadata.shared)
+    # Calls of several sizes often differ in nothing that the compiler is told.
+    key = repr((launch.name, signature, constants, attributes, launch.num_warps, architecture))
+    if key not in _COMPILED:
+        source = ASTSource(fn=launch.kernel, signature=signature, constexprs=constants, attrs=attributes)
+        target = GPUTarget("cuda", architecture, 32)
+        compiled = triton.compile(source, target=target, options={"num_warps": launch.num_warps})
+        _COMPILED[key] = _inspect(compiled.asm["cubin"], compiled.metadata.shared)
+    return _COMPILED[key]
+
+
+_COMPILED: dict[str, Compiled] = {}
 
 
 @cache

@@ -1,6 +1,8 @@
 """Any gymnasium environment with pictures: what fits, what its collector gives, and a whole run on it."""
 
 import json
+import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,6 +69,17 @@ add("Numbers", shape=(4,), dtype=np.float32)
 add("Tiny", shape=(7, 7, 3))
 add("Continuous", Continuous)
 add("Unseen", Unseen, shape=(4,), dtype=np.float32)
+
+class Seeded(Counter):
+    def picture(self):
+        return self.np_random.integers(256, size=self.shape).astype(np.uint8)
+
+class Broken(Counter):
+    def __init__(self, render_mode=None):
+        raise RuntimeError("no display")
+
+add("Seeded", Seeded)
+add("Broken", Broken)
 """
 
 
@@ -110,7 +123,7 @@ def test_others_are_seen_as_they_are_rendered(name: str) -> None:
     assert (collector.step(np.array([0])).obs_NYXP == 7).all()
 
 
-@pytest.mark.parametrize("threads", [1, 0], ids=["one thread", "processes"])
+@pytest.mark.parametrize("threads", [0, 2], ids=["one thread", "processes"])
 def test_episodes_end_as_the_collectors_of_atari_have_it(threads: int) -> None:
     collector = PictureCollector(named("Counter"), EnvConfig(num_envs=2, num_threads=threads))
     out_NYXP = np.zeros((2, 64, 64, 3), np.uint8)
@@ -146,7 +159,30 @@ def test_a_state_that_is_restored_begins_new_episodes_and_says_so() -> None:
     with pytest.raises(InputError, match="want the state of PictureCollector"):
         other.load_state_dict({"collector": "Collector"})
     with pytest.raises(InputError, match="want the state of 1 environments; got 2"):
-        other.load_state_dict({"collector": "PictureCollector", "num_envs": 2, "seed": 0})
+        other.load_state_dict({"collector": "PictureCollector", "num_envs": 2, "seed": 0, "steps": 0})
+
+
+def test_ctrl_c_is_left_to_the_trainer() -> None:
+    # A terminal sends it to every process of the command.
+    collector = PictureCollector(named("Counter"), EnvConfig(num_envs=2, num_threads=2))
+    collector.reset(0)
+    assert collector._apart is not None
+    for process in collector._apart.processes:
+        os.kill(process.pid, signal.SIGINT)
+    assert collector.step(np.array([0, 0])).reward_N.tolist() == [2, 2]
+    assert signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
+
+
+def test_new_episodes_after_a_resume_depend_on_where_it_was_stopped() -> None:
+    seeds = []
+    for steps in (0, 1, 2):
+        collector = PictureCollector(named("Seeded"), EnvConfig())
+        collector.reset(0)
+        for _ in range(steps):
+            collector.step(np.array([0]))
+        collector.load_state_dict(collector.state_dict())
+        seeds.append(int(collector.obs_NYXP.sum()))
+    assert len(set(seeds)) == 3
 
 
 def test_turns_out_of_order_raise() -> None:
@@ -166,6 +202,7 @@ def test_turns_out_of_order_raise() -> None:
     [
         (named("Continuous"), r"want an --env with Discrete actions; .* has Box"),
         (named("Unseen"), r"in 1 or 3 colours, or that renders them \(rgb_array\); .* renders \['human'\]"),
+        (named("Broken"), "want --env as gymnasium knows it.*RuntimeError: no display"),
         ("no_such_module:Some-v0", "want --env as gymnasium knows it.*ModuleNotFoundError"),
         ("NoSuchEnvironment-v0", "want --env as gymnasium knows it, `ID` or `module:ID`; NoSuchEnvironment-v0"),
         ("a bad:name of one:v0", "want --env as gymnasium knows it"),
