@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from storm_fast.config import preset
+from storm_fast.config import PRESETS, preset
 from storm_fast.runs.run import Run
 from storm_fast.train import main, parse, train
 from tests.small import flags, flip, rows, small_config, tree, weights
@@ -196,7 +196,7 @@ def test_nested_fields_are_flat_on_the_command_line(here: Path) -> None:
     assert tree(here) == {}
 
 
-@pytest.mark.parametrize("name", ["storm", "paper", "tiny"])
+@pytest.mark.parametrize("name", sorted(PRESETS))
 def test_a_preset_alone_is_what_config_says(name: str, here: Path) -> None:
     assert parse(["--preset", name])[0].config == preset(name)
     assert tree(here) == {}

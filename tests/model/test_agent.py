@@ -14,7 +14,7 @@ from storm_fast.engine.optimizer import Optimizer
 from storm_fast.engine.precision import choose
 from storm_fast.kernels import twohot
 from storm_fast.kernels.lambda_return import lambda_return, reach_weights
-from storm_fast.model.agent import Agent, Trajectory, of_actions, percentile
+from storm_fast.model.agent import Agent, Trajectory, of_actions, percentiles
 from tests import networks
 
 F = networks.SMALL.latents * networks.SMALL.classes + networks.SMALL.width
@@ -140,7 +140,7 @@ def test_slow_critic_moves_by_a_fiftieth() -> None:
 def test_percentile_counts_from_one_without_interpolation(n: int, seed: int) -> None:
     x_N = torch.randn(n, generator=torch.Generator().manual_seed(seed))
     for q in (0.05, 0.5, 0.95):
-        assert float(percentile(x_N, q)) == sorted(x_N.tolist())[max(1, math.floor(q * n)) - 1]
+        assert float(percentiles(x_N, q)[0]) == sorted(x_N.tolist())[max(1, math.floor(q * n)) - 1]
 
 
 def test_actions_are_drawn_by_inverse_cdf_without_unimix() -> None:
