@@ -74,13 +74,13 @@ WORST, MEDIAN, TOGETHER = 0.8, 0.25, 0.15
 """of the gradients of a parameter, of half of them, and of all together; one that is missing is off by 1"""
 
 
-def config_of(form: str) -> Config:
-    """The configuration of a form of ours."""
+def config_of(form: str, name: str = "storm") -> Config:
+    """The configuration of a form of ours, of a preset."""
     kernels: backend.Backend = "triton" if form in ("kernels", "captured") else "reference"
-    storm = preset("storm")
-    loop = replace(storm.loop, capacity=2000)
+    chosen = preset(name)
+    loop = replace(chosen.loop, capacity=2000)
     captures = form == "captured" or (form == "compiled" and not IS_GPU)
-    return replace(storm, kernels=kernels, compile=captures, loop=loop)
+    return replace(chosen, kernels=kernels, compile=captures, loop=loop)
 
 
 def ours_in(form: str, config: Config) -> Ours:
@@ -99,12 +99,12 @@ def ours_in(form: str, config: Config) -> Ours:
     return ours
 
 
-def calls_of(form: str) -> Calls:
-    """The phases of a form, made ready to run in this process."""
+def calls_of(form: str, name: str = "storm") -> Calls:
+    """The phases of a form, of a preset where it is ours, made ready to run in this process."""
     if form.startswith("released"):
         dtype = torch.float32 if form == "released_fp32" else torch.bfloat16
         return Released(precision_of(form).device, ACTIONS, dtype).calls
-    ours = ours_in(form, config_of(form))
+    ours = ours_in(form, config_of(form, name))
 
     def run(phase: str) -> None:
         with backend.using(ours.backend):

@@ -8,7 +8,8 @@
 #     sanitize   the kernels under compute-sanitizer, where tests/kernels/sanitize_gpu.sh is there
 #     aot        kernels compiled ahead of time golden     numbers of the released code
 #     step  scaling  collect  kernels           the benchmarks; `bench` stands for these four
-#     launches   of each phase and operation    train      2,000 steps   resume     500 more, and an evaluation
+#     launches   of each phase and operation    profile    of a step of `storm` and of `lean`
+#     train      2,000 steps of `storm`         resume     500 more, and an evaluation      lean       2,000 steps
 #
 #   PYTHON=...                       a Python that has storm_fast's dependencies (python3)
 #   STORM_RELEASED=DIR               a checkout of the released code, to be timed beside ours
@@ -22,13 +23,13 @@ cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
 out=${GPU_CHECK_OUT:-runs/gpu-check}
 benchmarks=(step scaling collect kernels)
-all=(tests suite sanitize aot golden "${benchmarks[@]}" launches train resume)
+all=(tests suite sanitize aot golden "${benchmarks[@]}" launches profile train resume lean)
 [ -n "${WHEELS:-}" ] && all=(install "${all[@]}")
 parts=()
 for name in "${@:-${all[@]}}"; do
   case $name in
     bench) parts+=("${benchmarks[@]}") ;;
-    install | tests | suite | sanitize | aot | golden | step | scaling | collect | kernels | launches | train | resume)
+    install | tests | suite | sanitize | aot | golden | step | scaling | collect | kernels | launches | profile | train | resume | lean)
       parts+=("$name") ;;
     *) echo "want parts of: install ${all[*]} bench; got $name" >&2; exit 2 ;;
   esac
@@ -82,6 +83,15 @@ part() {
       run launches "$python" -m bench.launches
       run launches "$python" -m bench.launches phases
       cp "$out/launches.txt" "$results/" ;;
+    profile)
+      for preset in storm lean; do run profile "$python" -m bench.profile --preset "$preset"; done
+      cp "$out/profile.txt" "$results/" ;;
+    lean)
+      rm -rf "$out/lean"
+      run lean "$python" -m storm_fast.train --preset lean --game Boxing --compile --overlap --steps 2000 \
+        --checkpoint-every 2000 --run-dir "$out/lean"
+      run lean "$python" -m storm_fast.evaluate "$out/lean" --episodes 2 --num-envs 2
+      rm -rf "$out/lean" ;;
     train)
       rm -rf "$out/run"
       run train "$python" -m storm_fast.train --preset storm --game Pong --compile --steps 2000 \

@@ -1,10 +1,11 @@
 """Where each phase of a step spends its time: `python -m bench.profile [FORM ...]`, forms as bench_step.py has them.
 
-For every phase of preset `storm` at full size: milliseconds of the whole call, and of what runs in it, the longest
-first. On a GPU these are kernels, copies and fills in device time; on a CPU they are operators in their own time,
-without what they call. Without FORM it is ours: captured on a GPU, `compiled` on a CPU.
+For every phase of preset `storm`, or of another with `--preset`, at full size: milliseconds of the whole call, and of
+what runs in it, the longest first. On a GPU these are kernels, copies and fills in device time; on a CPU they are
+operators in their own time, without what they call. Without FORM it is ours: captured on a GPU, `compiled` on a CPU.
 """
 
+import argparse
 import statistics
 import sys
 import time
@@ -18,6 +19,7 @@ from torch.profiler import ProfilerActivity, profile
 from bench.bench_step import FORMS, OURS, PHASES, WARMUP, calls_of
 from bench.instrument.forms import IS_GPU
 from bench.instrument.timer import wait
+from storm_fast.config import PRESETS, LoopConfig, preset
 
 SHOWN = 14
 TURNS = 3  # calls that a profile averages
@@ -64,21 +66,36 @@ def _milliseconds(call: Callable[[], object], turns: int) -> float:
     return 1e3 * statistics.median(took_s)
 
 
-def main(forms: list[str]) -> None:
+def step_ms(ms: dict[str, float], loop: LoopConfig) -> float:
+    """Of one step, in which some phases fall due once in several."""
+    once = ms["act"] + ms["append"] + ms["model"] / loop.model_every
+    return once + (ms["imagine"] + ms["agent"]) / loop.agent_every
+
+
+def main(argv: list[str]) -> None:
     """Profile each form and print its phases."""
+    parser = argparse.ArgumentParser(prog="python -m bench.profile")
+    parser.add_argument("forms", nargs="*", metavar="FORM", help=f"of {', '.join(FORMS)}")
+    parser.add_argument("--preset", default="storm", choices=sorted(PRESETS), help="of the forms that are ours")
+    arguments = parser.parse_args(argv)
+    forms = arguments.forms
     unknown = [form for form in forms if form not in FORMS]
     if unknown:
         sys.exit(f"error: want forms of {', '.join(FORMS)}; got {', '.join(unknown)}")
     for form in forms or [OURS[-1]]:
-        calls = calls_of(form)
+        calls = calls_of(form, arguments.preset)
         for _ in range(WARMUP):
             for phase in PHASES:
                 calls[phase]()
-        sys.stdout.write(f"# {form}, torch {torch.__version__}\n")
+        sys.stdout.write(f"# {form}, preset {arguments.preset}, torch {torch.__version__}\n")
+        ms = {}
         for phase in PHASES:
-            ms = _milliseconds(calls[phase], 30 if IS_GPU else TURNS)
-            sys.stdout.write(table(phase, ms, rows_of(calls[phase])))
+            ms[phase] = _milliseconds(calls[phase], 30 if IS_GPU else TURNS)
+            sys.stdout.write(table(phase, ms[phase], rows_of(calls[phase])))
             sys.stdout.flush()
+        if form in OURS:
+            whole = step_ms(ms, preset(arguments.preset).loop)
+            sys.stdout.write(f"a step, in which some phases fall due once in several: {whole:.3f} ms\n")
 
 
 if __name__ == "__main__":

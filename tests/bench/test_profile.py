@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from bench import profile
+from storm_fast.config import LoopConfig
 
 
 def test_the_longest_operator_comes_first_and_counts_are_those_of_one_call() -> None:
@@ -34,3 +35,13 @@ def test_the_table_names_the_phase_and_adds_up_all_rows_though_it_shows_some() -
 def test_an_unknown_form_is_refused_with_those_there_are() -> None:
     with pytest.raises(SystemExit, match=r"want forms of reference, .*; got nonsense"):
         profile.main(["nonsense"])
+
+
+def test_a_step_counts_phases_as_often_as_they_fall_due() -> None:
+    ms = {"act": 1.0, "append": 2.0, "model": 8.0, "imagine": 16.0, "agent": 32.0}
+    assert profile.step_ms(ms, LoopConfig(model_every=2, agent_every=4)) == 1 + 2 + 4 + 4 + 8
+
+
+def test_an_unknown_preset_is_refused() -> None:
+    with pytest.raises(SystemExit):
+        profile.main(["--preset", "nonsense"])
