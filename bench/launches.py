@@ -1,7 +1,7 @@
 """How many launches a call takes: `python -m bench.launches` prints the columns of the tables in kernels/README.md.
 
-`python -m bench.launches phases` counts each phase of a step of preset `storm`: eager, with Triton's kernels, and of
-the released code where STORM_RELEASED names a checkout. A captured phase is one launch of the host; what its graph
+`python -m bench.launches phases [PRESET]` counts each phase of a step of preset `storm` or another: eager, with Triton's
+kernels, and of the released code where STORM_RELEASED names a checkout. A captured phase is one launch of the host; what its graph
 holds is the column of the kernels.
 
 On a CPU, the ATen calls that are neither views nor allocations, of the kernels with Triton's launches, none of which
@@ -140,15 +140,18 @@ def _narrowed() -> Any:
     return mock.patch.object(norm_reference, "NARROWED", ("cuda", "cpu"))
 
 
-def phases() -> dict[str, dict[str, int]]:
-    """Launches of each phase by form."""
+def phases(name: str = "storm", is_small: bool = False) -> dict[str, dict[str, int]]:
+    """Launches of each phase of a preset, by form; `is_small`, on few rows, which changes a CPU's counts by a few."""
     from bench.instrument.ours import ACTIONS, Ours
     from bench.instrument.released import Released, why_absent
 
-    config, precision = preset("storm"), choose(DEVICE.type, "bf16")
+    config, precision = preset(name), choose(DEVICE.type, "bf16")
     config = replace(config, loop=replace(config.loop, capacity=2000))
+    if is_small:
+        few = {"imagine_batch": 4 * config.agent.agent_updates, "imagine_demonstration_batch": 0}
+        config = replace(config, model=replace(config.model, batch=2), imagine=replace(config.imagine, **few))
     forms: dict[str, Any] = {"eager": Ours(config, precision), "kernels": Ours(config, precision)}
-    if why_absent() is None:
+    if why_absent() is None and name == "storm" and not is_small:
         forms["released"] = Released(DEVICE, ACTIONS, torch.bfloat16)
     found: dict[str, dict[str, int]] = {}
     for phase in forms["eager"].calls:
@@ -163,8 +166,8 @@ def phases() -> dict[str, dict[str, int]]:
     return found
 
 
-def _print_phases() -> None:
-    found = phases()
+def _print_phases(names: list[str], is_small: bool) -> None:
+    found = phases(*names, is_small=is_small)
     forms = list(found["act"])
     sys.stdout.write(f"| phase | {' | '.join(forms)} |\n|---|{'---|' * len(forms)}\n")
     for phase, counts in found.items():
@@ -172,8 +175,9 @@ def _print_phases() -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["phases"]:
-        _print_phases()
+    if sys.argv[1:2] == ["phases"]:
+        words = sys.argv[2:]
+        _print_phases([word for word in words if word != "--small"], "--small" in words)
         sys.exit()
     sys.stdout.write("| | eager launches | kernel launches |\n|---|---|---|\n")
     for operation, (eager, kernels) in tables().items():
