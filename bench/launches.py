@@ -1,8 +1,8 @@
 """How many launches a call takes: `python -m bench.launches` prints the columns of the tables in kernels/README.md.
 
 `python -m bench.launches phases [PRESET]` counts each phase of a step of preset `storm` or another: eager, with
-Triton's kernels, and of the released code where STORM_RELEASED names a checkout; `--small` on few rows. A captured phase is one
-launch of the host; what its graph holds is the column of the kernels.
+Triton's kernels, and of the released code where STORM_RELEASED names a checkout; `--small` on few rows. A captured
+phase is one launch of the host; what its graph holds is the column of the kernels.
 
 On a CPU, the ATen calls that are neither views nor allocations, of the kernels with Triton's launches, none of which
 runs. On a GPU, what the profiler saw the device do. Neither depends on the sizes, except that the reference of the
