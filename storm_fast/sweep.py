@@ -24,7 +24,7 @@ from storm_fast.runs.run import Run
 from storm_fast.runs.scores import published
 from storm_fast.show import report
 
-_OURS = ("--game", "--seed", "--run-dir", "--resume", "--device")
+_OURS = ("--game", "--env", "--env-id", "--seed", "--run-dir", "--resume", "--device")
 """Words of the trainer that the sweep says itself."""
 
 

@@ -73,11 +73,13 @@ def parse(argv: list[str]) -> tuple[Run, bool]:
     first.add_argument("--preset", default="storm" if torch.cuda.is_available() else "tiny")
     first.add_argument("--resume", type=Path)
     first.add_argument("--game")
-    first.add_argument("--env", "--env-id")
+    first.add_argument("--env-id")
+    argv = [_spelled(word) for word in argv]
     known, _ = first.parse_known_args(argv)
-    if known.game is not None and known.env is not None:
-        raise InputError(f"want either --game or --env; got both, {known.game} and {known.env}")
-    argv = [f"--env-id{word[5:]}" if word == "--env" or word.startswith("--env=") else word for word in argv]
+    if known.game is not None and known.env_id is not None:
+        raise InputError(f"want either --game or --env; got both, {known.game} and {known.env_id}")
+    if known.env_id == "":
+        raise InputError("want --env with the ID of an environment; got an empty one")
     stored = Run.open(known.resume) if known.resume else None
     default = Command(config=stored.config if stored else preset(known.preset))
     command = tyro.cli(Command, args=argv, default=default)
@@ -91,6 +93,7 @@ def parse(argv: list[str]) -> tuple[Run, bool]:
             raise InputError(f"want a resumed run as it was but for {', '.join(sorted(RESUMABLE))}; got {changed}")
         if not stored.checkpoints():
             raise InputError(f"want a run with a checkpoint to resume; {stored.path} has none")
+        _check_env(config)
         return Run(stored.path, config), True
     if config.preset not in PRESETS:
         raise InputError(f"want a preset of {', '.join(PRESETS)}; got {config.preset!r}")
@@ -103,6 +106,13 @@ def parse(argv: list[str]) -> tuple[Run, bool]:
     path = command.run_dir or Path("runs") / f"{_as_folder(config.env_name)}-s{config.seed}-{utc}"
     check_free(path)
     return Run(path, config), False
+
+
+def _spelled(word: str) -> str:
+    """A word of the command line, with `--env` as the field that it is short for, and in the spelling of all others."""
+    name, equals, value = word.partition("=")
+    name = name.replace("_", "-") if name.startswith("--") else name
+    return ("--env-id" if name == "--env" else name) + equals + value
 
 
 def _check_env(config: Config) -> None:

@@ -6,8 +6,9 @@ Its observations are seen where they are pictures, and else what it renders; bot
 import os
 import signal
 import weakref
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import gymnasium
 import numpy as np
@@ -24,6 +25,7 @@ from storm_fast.envs.spec import EnvSpec
 from storm_fast.errors import InputError
 
 Env = gymnasium.Env[Any, Any]
+T = TypeVar("T")
 
 
 class Shrunk(gymnasium.ObservationWrapper[Any, Any, Any]):
@@ -37,6 +39,8 @@ class Shrunk(gymnasium.ObservationWrapper[Any, Any, Any]):
 
     def observation(self, observation: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         """The picture, shrunk by averaging areas."""
+        if observation.dtype != np.uint8:  # which AddRenderObservation declares, whatever is rendered
+            raise InputError(f"want an --env that shows or renders uint8 pictures; got {observation.dtype}")
         picture_YXP = observation if observation.ndim == 3 else observation[..., None]
         return area.resize(picture_YXP, SIZE, SIZE)
 
@@ -45,12 +49,13 @@ def describe(name: str) -> EnvSpec:
     """The environment of that gymnasium ID, or `module:ID`, which imports the module first.
 
     Raises:
-        InputError: where it cannot be made, has no picture to be seen, or has other actions than Discrete ones.
+        InputError: where it cannot be made or reset, shows no picture, or has other actions than Discrete ones.
     """
     env = _make(name)
     try:
         if not isinstance(env.action_space, spaces.Discrete):
             raise InputError(f"want an --env with Discrete actions; {name} has {env.action_space}")
+        _of(name, lambda: env.reset(seed=0))
         assert env.observation_space.shape is not None
         return EnvSpec(
             name,
@@ -64,30 +69,32 @@ def describe(name: str) -> EnvSpec:
 
 def _make(name: str) -> Env:
     """One environment whose observations are pictures of 64 x 64."""
-    env = _gymnasium_make(name)
-    if _is_picture(env.observation_space):
+    # SDL, by which many environments draw, would otherwise take over the signals that end a run.
+    os.environ.setdefault("SDL_NO_SIGNAL_HANDLERS", "1")
+    env = _of(name, lambda: gymnasium.make(name))
+    seen = _of(name, lambda: env.observation_space)
+    if _is_picture(seen):
         return Shrunk(env)
-    seen, modes = env.observation_space, env.metadata.get("render_modes") or []
+    modes = env.metadata.get("render_modes") or []
     env.close()
     wanted = f"an --env whose observations are uint8 pictures of at least {SIZE} x {SIZE} in 1 or 3 colours"
     if "rgb_array" not in modes:
         raise InputError(f"want {wanted}, or that renders them (rgb_array); {name} has {seen} and renders {modes}")
-    plain = _gymnasium_make(name, render_mode="rgb_array")
-    try:
-        env = AddRenderObservation(plain, render_only=True)
-    except Exception as error:  # what draws may be missing alone
-        raise InputError(f"want an --env that renders pictures; {name}: {error}") from error
-    if not _is_picture(env.observation_space):
-        rendered = env.observation_space
-        env.close()
+    drawn = _of(name, lambda: AddRenderObservation(gymnasium.make(name, render_mode="rgb_array"), render_only=True))
+    if not _is_picture(drawn.observation_space):
+        rendered = drawn.observation_space
+        drawn.close()
         raise InputError(f"want {wanted}; {name} has {seen} and renders {rendered}")
-    return Shrunk(env)
+    return Shrunk(drawn)
 
 
-def _gymnasium_make(name: str, render_mode: str | None = None) -> Env:
+def _of(name: str, step: Callable[[], T]) -> T:
+    """What a step of making the environment gives: it is others' code, and says by any exception what it lacks."""
     try:
-        return gymnasium.make(name, render_mode=render_mode)
-    except Exception as error:  # it is others' code: what it lacks it may say by any
+        return step()
+    except InputError:
+        raise
+    except Exception as error:
         wanted = "--env as gymnasium knows it, `ID` or `module:ID`"
         raise InputError(f"want {wanted}; {name}: {type(error).__name__}: {error}") from error
 

@@ -124,7 +124,7 @@ def _overview(records: list[Record]) -> str:
     rows = []
     for record in records:
         final, game = record.final or {}, record.config.env_name
-        theirs = published()["methods"]["STORM"].get(game)
+        theirs = published()["methods"]["STORM"].get(record.config.atari_game)
         seeds = f"{statistics.mean(theirs):,.1f} ({', '.join(f'{x:,.0f}' for x in theirs)})" if theirs else ""
         gpus = record.environment.get("gpus") or [f"{record.environment.get('cpus', '?')} CPU cores"]
         rows.append(
@@ -174,8 +174,9 @@ def _learning(game: str, records: list[Record]) -> str:
         steps = sorted(record.scores)
         axis.plot(steps, [record.scores[step]["score"] for step in steps], "o", color=f"C{i}")
     scores = published()
-    lines = {"random": scores["random"].get(game), "human": scores["human"].get(game)}
-    lines["STORM as published"] = statistics.mean(scores["methods"]["STORM"].get(game) or [float("nan")])
+    known = records[0].config.atari_game
+    lines = {"random": scores["random"].get(known), "human": scores["human"].get(known)}
+    lines["STORM as published"] = statistics.mean(scores["methods"]["STORM"].get(known) or [float("nan")])
     for style, (name, value) in zip(("k:", "k--", "k-."), lines.items(), strict=True):
         if value is not None and value == value:
             axis.axhline(value, color=style[0], linestyle=style[1:], linewidth=0.8, label=f"{name} {value:,.1f}")

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -78,7 +79,22 @@ class Broken(Counter):
     def __init__(self, render_mode=None):
         raise RuntimeError("no display")
 
+class Floats(Counter):
+    def render(self):
+        return np.full((64, 70, 3), 0.5)
+
+class NoPicture(Counter):
+    def render(self):
+        return None
+
+class NoReset(Counter):
+    def reset(self, *, seed=None, options=None):
+        raise KeyError("level")
+
 add("Seeded", Seeded)
+add("Floats", Floats, shape=(4,), dtype=np.float32)
+add("NoPicture", NoPicture, shape=(4,), dtype=np.float32)
+add("NoReset", NoReset)
 add("Broken", Broken)
 """
 
@@ -202,6 +218,9 @@ def test_turns_out_of_order_raise() -> None:
     [
         (named("Continuous"), r"want an --env with Discrete actions; .* has Box"),
         (named("Unseen"), r"in 1 or 3 colours, or that renders them \(rgb_array\); .* renders \['human'\]"),
+        (named("Floats"), "want .* float64"),
+        (named("NoPicture"), "want --env as gymnasium knows it"),
+        (named("NoReset"), "want --env as gymnasium knows it.*KeyError: 'level'"),
         (named("Broken"), "want --env as gymnasium knows it.*RuntimeError: no display"),
         ("no_such_module:Some-v0", "want --env as gymnasium knows it.*ModuleNotFoundError"),
         ("NoSuchEnvironment-v0", "want --env as gymnasium knows it, `ID` or `module:ID`; NoSuchEnvironment-v0"),
@@ -224,6 +243,8 @@ def test_what_does_not_fit_raises_before_anything_is_written(
         (["--game", "Pong"], "want either --game or --env; got both, Pong and"),
         (["--sticky", "0", "--frame-skip", "2"], "want options of Atari with --game alone; got --sticky, --frame-skip"),
         (["--collector", "gym"], "got --collector and --env"),
+        (["--env_id", "Other-v0", "--game=Pong"], "want either --game or --env; got both, Pong and Other-v0"),
+        (["--env", ""], "want --env with the ID of an environment; got an empty one"),
         (["--demonstration", "scripted"], "want --demonstration none or a file.npz with --env"),
     ],
 )
@@ -238,6 +259,7 @@ def test_options_that_only_atari_has_raise(options: list[str], message: str) -> 
         named("Gray"),
         pytest.param("minigrid:MiniGrid-Empty-5x5-v0", id="MiniGrid"),
         pytest.param("LunarLander-v3", id="LunarLander"),
+        pytest.param("ale_py:ALE/Freeway-v5", id="ALE's own pictures"),
     ],
 )
 def test_a_run_is_trained_resumed_evaluated_and_reported(
@@ -253,15 +275,28 @@ def test_a_run_is_trained_resumed_evaluated_and_reported(
     assert json.loads((run / "config.json").read_text())["env_id"] == name
     assert train.main(["--resume", str(run), "--steps", "56"]) == 0
     assert f"{name} was not restored exactly" in capsys.readouterr().out
-    if name.startswith("counting"):  # the others' episodes are longer than a test
-        assert evaluate.main([str(run), "--episodes", "2", "--num-envs", "2", "--device", "cpu"]) == 0
-        result = json.loads((run / "eval" / "56.json").read_text())
-        assert result["game"] == name
-        assert result["human_normalised"] is None
+    with pytest.raises(InputError, match="want options of Atari with --game alone; got --collector"):
+        train.parse(["--resume", str(run), "--collector", "gym"])
+    assert evaluate.main([str(run), "--episodes", "2", "--num-envs", "2", "--device", "cpu"]) == 0
+    result = json.loads((run / "eval" / "56.json").read_text())
+    assert result["game"] == name
+    assert result["human_normalised"] is None
+    if name.startswith("counting"):
         assert 6 <= result["score"] <= 20
     page = tmp_path / "report.html"
     assert report.main([str(run), "--out", str(page)]) == 0
     assert name in page.read_text()
+
+
+def test_a_command_ends_though_its_environments_draw_in_processes(tmp_path: Path) -> None:
+    pytest.importorskip("pygame")
+    small = flags(game=None, frame_cap=None, collector=None, steps=40)
+    command = [sys.executable, "-m", "storm_fast.train", *small, "--env", "CartPole-v1", "--num-threads", "2"]
+    done = subprocess.run(
+        [*command, "--run-dir", str(tmp_path / "run")], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_the_default_folder_is_named_after_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

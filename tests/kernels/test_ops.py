@@ -44,9 +44,10 @@ def recorded(spec: Spec, sizes: tuple[int, ...], dtype: torch.dtype = torch.floa
     return recorder
 
 
+@pytest.mark.parametrize("is_measured", [False, True], ids=["first dtype", "training's dtype"])
 @pytest.mark.parametrize(("spec", "sizes"), CALLS)
-def test_ops_keep_torchs_contract(spec: Spec, sizes: tuple[int, ...]) -> None:
-    calls = recorded(spec, sizes).calls
+def test_ops_keep_torchs_contract(spec: Spec, sizes: tuple[int, ...], is_measured: bool) -> None:
+    calls = recorded(spec, sizes, spec.measured_dtype if is_measured else spec.dtypes[0]).calls
     assert calls, "the call reached no op"
     for op, args in calls:
         if "backward" in str(op):  # it has no gradient of its own, though it is given leaves

@@ -30,11 +30,18 @@ FULL = [
 
 
 def between_margins(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """A copy whose dense tensors lie between margins of NaN; the others keep their strides."""
-    return tuple(
-        fenced(x.detach()).requires_grad_(x.requires_grad) if isinstance(x, Tensor) and x.is_contiguous() else y
-        for x, y in zip(inputs, copied(inputs), strict=True)
-    )
+    """A copy whose dense tensors, images in channels_last too, lie between margins of NaN; others keep strides."""
+
+    def fence(x: Any, plain: Any) -> Any:
+        if not isinstance(x, Tensor):
+            return plain
+        if x.is_contiguous():
+            return fenced(x.detach()).requires_grad_(x.requires_grad)
+        if x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last):
+            return fenced(x.detach().permute(0, 2, 3, 1)).permute(0, 3, 1, 2).requires_grad_(x.requires_grad)
+        return plain
+
+    return tuple(map(fence, inputs, copied(inputs)))
 
 
 @pytest.mark.parametrize(("spec", "sizes", "dtype"), [*SMALL, *FULL])
