@@ -11,7 +11,7 @@ from bench.conftest import Compare
 from bench.instrument.forms import DEVICE, OPERATION
 from bench.instrument.harness import Subject, operation_forms
 from storm_fast.kernels import backend
-from storm_fast.kernels.spec import Draw, Spec, Use, every, gradients, named
+from storm_fast.kernels.spec import Draw, Spec, Use, differentiable, every, gradients, named, results
 
 CASES = [
     pytest.param(spec, use, form, id=f"{spec.name}-{name}-{form}")
@@ -32,14 +32,13 @@ def subject(spec: Spec, use: Use) -> Subject:
     # On inputs of its own: those that are captured must not have been in a graph of autograd before.
     probe = spec.inputs(Draw(next(seeds), DEVICE, spec.measured_dtype, use.learns), *use.sizes)
     with backend.using("reference"):
-        out = spec.call(*probe) if use.learns else ()
-    results = [(x.shape, x.dtype) for x in ((out,) if isinstance(out, Tensor) else out) if x.requires_grad]
-    given = len(probe)
+        learned = differentiable(spec.call(*probe)) if use.learns else []
+    given, incoming = len(probe), [(x.shape, x.dtype) for x in learned]
 
     def inputs() -> tuple[Any, ...]:
         draw = Draw(next(seeds), DEVICE, spec.measured_dtype, use.learns)
         drawn = spec.inputs(draw, *use.sizes)
-        return *drawn, *(draw.normal(*shape, dtype=dtype) for shape, dtype in results)
+        return *drawn, *(draw.normal(*shape, dtype=dtype) for shape, dtype in incoming)
 
     def forms(of: Spec) -> dict[str, Callable[..., Any]]:
         taken = _learned if use.learns else (lambda call, _: call)
@@ -61,7 +60,6 @@ def _learned(call: Callable[..., Any], given: int) -> Callable[..., tuple[Tensor
 
     def both(*inputs: Any) -> tuple[Tensor, ...]:
         out = call(*inputs[:given])
-        results = (out,) if isinstance(out, Tensor) else tuple(out)
-        return *results, *gradients(out, inputs[:given], inputs[given:])
+        return *results(out), *gradients(out, inputs[:given], inputs[given:])
 
     return both

@@ -5,8 +5,8 @@ Triton's kernels, and of the released code where STORM_RELEASED names a checkout
 phase is one launch of the host; what its graph holds is the column of the kernels.
 
 On a CPU, the ATen calls that are neither views nor allocations, of the kernels with Triton's launches, none of which
-runs. On a GPU, what the profiler saw the device do. Neither depends on the sizes, except that the reference of the
-lambda-return loops over its horizon of 16.
+runs. On a GPU, what the profiler saw the device do. An operation's count does not depend on the sizes, except that the
+reference of the lambda-return loops over its horizon of 16; on a CPU a few calls of a whole phase do.
 """
 
 import sys
@@ -25,7 +25,7 @@ from storm_fast.config import preset
 from storm_fast.engine.precision import choose
 from storm_fast.kernels import backend
 from storm_fast.kernels.norm import reference as norm_reference
-from storm_fast.kernels.spec import Draw, Spec, every, gradients
+from storm_fast.kernels.spec import Draw, Spec, differentiable, every, gradients
 from storm_fast.model.onehot import OneHotLinear
 
 _FREE = {"empty", "empty_like", "new_empty", "detach", "_unsafe_view", "set_", "alias"}
@@ -98,29 +98,26 @@ def tables() -> dict[str, tuple[int, int]]:
             continue
         # No count depends on the number of rows. The widths are the model's.
         sizes = min(use.sizes for use in spec.full.values())
-        forward, both = (tuple(_launches(spec, sizes, k, takes) for k in ("reference", "triton")) for takes in _PASSES)
-        found[spec.name] = forward
-        if spec.learns and any(use.learns for use in spec.full.values()):
-            found[f"{spec.name}, backward"] = both[0] - forward[0], both[1] - forward[1]
+        eager, ours = (_launches(spec, sizes, kernels, False) for kernels in _KERNELS)
+        found[spec.name] = eager, ours
+        if any(use.learns for use in spec.full.values()):
+            both_eager, both_ours = (_launches(spec, sizes, kernels, True) for kernels in _KERNELS)
+            found[f"{spec.name}, backward"] = both_eager - eager, both_ours - ours
     return found
 
 
-_PASSES = (False, True)
+_KERNELS: tuple[backend.Backend, ...] = ("reference", "triton")
 
 
-def _launches(spec: Spec, sizes: tuple[int, ...], kernels: backend.Backend, takes_gradients: bool) -> int:
-    """Of one call in bf16, of its gradients as well if they are to be taken."""
-    learns = spec.learns and takes_gradients
+def _launches(spec: Spec, sizes: tuple[int, ...], kernels: backend.Backend, learns: bool) -> int:
+    """Of one call in bf16, and where it learns of its gradients too."""
     inputs = spec.inputs(Draw(0, DEVICE, spec.measured_dtype, learns), *sizes)
 
     def call() -> None:
-        out = spec.call(*inputs)
-        if learns:
-            gradients(out, inputs, incoming)
+        gradients(spec.call(*inputs), inputs, incoming)
 
     with _narrowed(), backend.using("reference"):
-        results = spec.call(*inputs)
-        incoming = tuple(map(_ones, _results(results))) if learns else ()
+        incoming = tuple(map(_ones, differentiable(spec.call(*inputs)))) if learns else ()
     with _narrowed():
         return count(call, kernels)
 
@@ -129,10 +126,6 @@ def _ones(x: Tensor) -> Tensor:
     """A gradient for a result: dense, images in its layout, as what follows leaves them."""
     is_image = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
     return torch.ones_like(x) if is_image else torch.ones(x.shape, dtype=x.dtype, device=DEVICE)
-
-
-def _results(out: Tensor | tuple[Tensor, ...]) -> list[Tensor]:
-    return [x for x in ((out,) if isinstance(out, Tensor) else out) if x.requires_grad]
 
 
 def _narrowed() -> Any:

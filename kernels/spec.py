@@ -130,11 +130,24 @@ class Spec:
         return any(isinstance(x, Tensor) and x.requires_grad for x in inputs)
 
 
-def gradients(out: Tensor | tuple[Tensor, ...], inputs: tuple[Any, ...], incoming: tuple[Tensor, ...]) -> list[Tensor]:
-    """The gradients of the leaves among the inputs, from one for each result that has one."""
-    results = [x for x in ((out,) if isinstance(out, Tensor) else out) if x.requires_grad]
+Out = Tensor | tuple[Tensor, ...]
+"""What a call gives"""
+
+
+def results(out: Out) -> tuple[Tensor, ...]:
+    """All of it."""
+    return (out,) if isinstance(out, Tensor) else tuple(out)
+
+
+def differentiable(out: Out) -> list[Tensor]:
+    """What of it has a gradient."""
+    return [x for x in results(out) if x.requires_grad]
+
+
+def gradients(out: Out, inputs: tuple[Any, ...], incoming: tuple[Tensor, ...]) -> list[Tensor]:
+    """The gradients of the leaves among the inputs, from one for each result that has one; none where there is none."""
     leaves = [x for x in inputs if isinstance(x, Tensor) and x.requires_grad]
-    return list(torch.autograd.grad(results, leaves, incoming))
+    return list(torch.autograd.grad(differentiable(out), leaves, incoming)) if incoming else []
 
 
 def folders() -> list[str]:

@@ -2,9 +2,8 @@
 
 `storm` follows the released code, which produced the published scores; `paper` follows the paper's equations
 where the two differ; `tiny` is small enough to learn Freeway on two CPU cores in minutes; `lean` is the authors'
-later recipe. Sources: "Table 10"
-and "eq." are STORM's; "released" is the authors' code. Fields marked DEVIATION change numerics or order
-against the released code; their defaults do not.
+later recipe. Sources: "Table 10" and "eq." are STORM's; "released" is the authors' code. Fields marked DEVIATION change
+numerics or order against the released code; their defaults do not.
 """
 
 import dataclasses
@@ -453,6 +452,7 @@ _ADDED = {
     "recent_share",
     "recent_base",
 }
+"""Fields that saved configurations of earlier versions lack"""
 
 
 def to_dict(config: Config) -> dict[str, Any]:

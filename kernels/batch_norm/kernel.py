@@ -26,6 +26,14 @@ def _through(grad, u, SILU: tl.constexpr):
 
 
 @triton.jit
+def _channels(mean_ptr, rstd_ptr, weight_ptr, bias_ptr, c, C: tl.constexpr):
+    """What a tile's channels are normalised by."""
+    mean_C, rstd_C = tl.load(mean_ptr + c, mask=c < C, other=0.0), tl.load(rstd_ptr + c, mask=c < C, other=0.0)
+    weight_C, bias_C = tl.load(weight_ptr + c, mask=c < C, other=0.0), tl.load(bias_ptr + c, mask=c < C, other=0.0)
+    return mean_C, rstd_C, weight_C, bias_C
+
+
+@triton.jit
 def _stats_fwd(
     x_ptr, partial_ptr, R, C: tl.constexpr, STEPS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr
 ):
@@ -108,8 +116,7 @@ def _apply_fwd(
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     is_kept_RC, offset_RC = (r < R)[:, None] & (c < C)[None, :], r[:, None] * C + c[None, :]
     x_RC = tl.load(x_ptr + offset_RC, mask=is_kept_RC, other=0.0).to(tl.float32)
-    mean_C, rstd_C = tl.load(mean_ptr + c, mask=c < C, other=0.0), tl.load(rstd_ptr + c, mask=c < C, other=0.0)
-    weight_C, bias_C = tl.load(weight_ptr + c, mask=c < C, other=0.0), tl.load(bias_ptr + c, mask=c < C, other=0.0)
+    mean_C, rstd_C, weight_C, bias_C = _channels(mean_ptr, rstd_ptr, weight_ptr, bias_ptr, c, C)
     u_RC = (x_RC - mean_C[None, :]) * (rstd_C * weight_C)[None, :] + bias_C[None, :]
     # mutation batch_norm-channels-tail
     tl.store(out_ptr + offset_RC, _activated(u_RC, SILU).to(out_ptr.dtype.element_ty), mask=is_kept_RC)
@@ -133,8 +140,7 @@ def _sums_bwd(
 ):
     """Of a program's rows, what adds to the gradients of weight and bias: partial [P, 2, C]."""
     p, c = tl.program_id(0), tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    mean_C, rstd_C = tl.load(mean_ptr + c, mask=c < C, other=0.0), tl.load(rstd_ptr + c, mask=c < C, other=0.0)
-    weight_C, bias_C = tl.load(weight_ptr + c, mask=c < C, other=0.0), tl.load(bias_ptr + c, mask=c < C, other=0.0)
+    mean_C, rstd_C, weight_C, bias_C = _channels(mean_ptr, rstd_ptr, weight_ptr, bias_ptr, c, C)
     to_weight_RC = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
     to_bias_RC = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
     for i in range(STEPS):
@@ -182,8 +188,7 @@ def _apply_bwd(
     r = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     is_kept_RC, offset_RC = (r < R)[:, None] & (c < C)[None, :], r[:, None] * C + c[None, :]
-    mean_C, rstd_C = tl.load(mean_ptr + c, mask=c < C, other=0.0), tl.load(rstd_ptr + c, mask=c < C, other=0.0)
-    weight_C, bias_C = tl.load(weight_ptr + c, mask=c < C, other=0.0), tl.load(bias_ptr + c, mask=c < C, other=0.0)
+    mean_C, rstd_C, weight_C, bias_C = _channels(mean_ptr, rstd_ptr, weight_ptr, bias_ptr, c, C)
     along_C = tl.load(to_weight_ptr + c, mask=c < C, other=0.0) / R
     level_C = tl.load(to_bias_ptr + c, mask=c < C, other=0.0) / R
     x_RC = tl.load(x_ptr + offset_RC, mask=is_kept_RC, other=0.0).to(tl.float32)

@@ -46,25 +46,6 @@ def first_conv(
         ValueError: where frames, index, mean, filters and bias do not fit each other, or for another dtype or
             activation.
     """
-    _check(frames_MYXP, index_N, mean_YXP, weight_OPYX, bias_O, dtype)
-    check(activation)
-    learns = torch.is_grad_enabled() and (weight_OPYX.requires_grad or bias_O.requires_grad)
-    if learns or not backend.is_triton(frames_MYXP):
-        return reference.first_conv(frames_MYXP, index_N, mean_YXP, weight_OPYX, bias_O, dtype, layout, activation)
-    is_channels_last = layout == torch.channels_last
-    return _first_conv(
-        frames_MYXP, index_N, mean_YXP, weight_OPYX, bias_O, dtype, is_channels_last, activation == "silu"
-    )
-
-
-def _check(
-    frames_MYXP: Tensor,
-    index_N: Tensor | None,
-    mean_YXP: Tensor | None,
-    weight_OPYX: Tensor,
-    bias_O: Tensor,
-    dtype: torch.dtype,
-) -> None:
     is_image = frames_MYXP.ndim == 4 and frames_MYXP.dtype == torch.uint8 and min(frames_MYXP.shape[1:3]) >= 2
     if not is_image or (mean_YXP is not None and mean_YXP.shape != frames_MYXP.shape[1:]):
         got = f"{_told(frames_MYXP)}, {_told(mean_YXP)}"
@@ -81,6 +62,14 @@ def _check(
     if any(x is not None and x.device != frames_MYXP.device for x in given):
         got = ", ".join(str(x.device) for x in given if x is not None)
         raise ValueError(f"want frames, index, mean, filters and bias on one device; got {got}")
+    check(activation)
+    learns = torch.is_grad_enabled() and (weight_OPYX.requires_grad or bias_O.requires_grad)
+    if learns or not backend.is_triton(frames_MYXP):
+        return reference.first_conv(frames_MYXP, index_N, mean_YXP, weight_OPYX, bias_O, dtype, layout, activation)
+    is_channels_last = layout == torch.channels_last
+    return _first_conv(
+        frames_MYXP, index_N, mean_YXP, weight_OPYX, bias_O, dtype, is_channels_last, activation == "silu"
+    )
 
 
 def _told(x: Tensor | None) -> str:

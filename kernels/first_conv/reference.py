@@ -33,8 +33,5 @@ def first_conv(
     Returns:
         y_NOYX.
     """
-    if index_N is None:
-        image_NPYX = frames.normalise(frames_MYXP, mean_YXP, dtype, layout)
-    else:
-        image_NPYX = frames.gather(frames_MYXP, index_N, mean_YXP, dtype, layout)
+    image_NPYX = frames.gather(frames_MYXP, index_N, mean_YXP, dtype, layout)
     return conv_relu.conv_relu(image_NPYX, weight_OPYX.to(dtype), bias_O.to(dtype), (2, 2), (1, 1), activation)

@@ -25,10 +25,11 @@ def normalise(obs_NYXP: Tensor, mean_YXP: Tensor | None, dtype: torch.dtype, lay
 
 def gather(
     frames_MYXP: Tensor,
-    index_N: Tensor,
+    index_N: Tensor | None,
     mean_YXP: Tensor | None,
     dtype: torch.dtype,
     layout: torch.memory_format,
 ) -> Tensor:
-    """`normalise` of the frames at index_N, int64 in [0, M)."""
-    return normalise(frames_MYXP.index_select(0, index_N), mean_YXP, dtype, layout)
+    """`normalise` of the frames at index_N, int64 in [0, M); of all in order where it is None."""
+    picked_NYXP = frames_MYXP if index_N is None else frames_MYXP.index_select(0, index_N)
+    return normalise(picked_NYXP, mean_YXP, dtype, layout)

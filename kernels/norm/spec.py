@@ -56,8 +56,16 @@ def _floors(x_ND: Tensor, weight_D: Tensor, bias_D: Tensor, *rest: Tensor) -> tu
     return weight * spread + bias_D.abs().max().item(), row, of_weight, of_bias, *of_residual
 
 
-def _forward_cost(N: int, tensors: int) -> Cost:
-    return Cost(flops=8 * N * D, bytes=tensors * N * D * BF16_BYTES + 8 * D)
+def _forward_uses(kind: str, tensors: int) -> dict[str, Use]:
+    """Without gradients, of as many tensors read and written."""
+    return {
+        name: Use(
+            f"layer norm and {kind}, {N} x {D}",
+            (N, D),
+            Cost(flops=8 * N * D, bytes=tensors * N * D * BF16_BYTES + 8 * D),
+        )
+        for name, N in {"act": 1, "imagine": 1024, "context": 8192}.items()
+    }
 
 
 def _both_cost(N: int, tensors: int) -> Cost:
@@ -79,9 +87,7 @@ SPECS = (
         _plain,
         small=_SMALL,
         full={
-            "act": Use("layer norm and relu, 1 x 512", (1, D), _forward_cost(1, 2)),
-            "imagine": Use("layer norm and relu, 1024 x 512", (1024, D), _forward_cost(1024, 2)),
-            "context": Use("layer norm and relu, 8192 x 512", (8192, D), _forward_cost(8192, 2)),
+            **_forward_uses("relu", tensors=2),
             "agent": Use(
                 "layer norm and relu, forward and backward, 16384 x 512", (16384, D), _both_cost(16384, 5), learns=True
             ),
@@ -95,9 +101,7 @@ SPECS = (
         _residual,
         small=_SMALL,
         full={
-            "act": Use("layer norm and residual, 1 x 512", (1, D), _forward_cost(1, 3)),
-            "imagine": Use("layer norm and residual, 1024 x 512", (1024, D), _forward_cost(1024, 3)),
-            "context": Use("layer norm and residual, 8192 x 512", (8192, D), _forward_cost(8192, 3)),
+            **_forward_uses("residual", tensors=3),
             "model": Use(
                 "layer norm and residual, forward and backward, 1024 x 512", (1024, D), _both_cost(1024, 7), learns=True
             ),

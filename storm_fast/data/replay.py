@@ -28,7 +28,8 @@ class Windows(NamedTuple):
 class Replay:
     """The newest steps of N environments, first in, first out.
 
-    Memory: 12,288 bytes a step for frames of 64 x 64 x 3, 13 for the rest: 1.23 GB for 100,000 steps.
+    Memory: 12,288 bytes a step for frames of 64 x 64 x 3, 13 for the rest: 1.23 GB for 100,000 steps;
+    8 more where windows are drawn by how recent they are.
     """
 
     def __init__(
@@ -58,12 +59,12 @@ class Replay:
 
     @property
     def _fields(self) -> dict[str, Tensor]:
-        """What is held, in the order of `Batch` and under the names that a checkpoint uses."""
+        """What a batch has of a step, in the order of `Batch`."""
         return {"obs": self.obs, "action": self.action, "reward": self.reward, "end": self.end}
 
     @property
     def _kept(self) -> dict[str, Tensor]:
-        """What a checkpoint has of a step."""
+        """What is held of a step, under the names that a checkpoint uses."""
         return self._fields | ({} if self.episode is None else {"episode": self.episode})
 
     def append(
@@ -84,12 +85,13 @@ class Replay:
             episode_N: the numbers of the episodes, where `recent_share` asks for them.
         """
         row = self.appended % self.rows
-        for field, new in zip(self._fields.values(), (obs_NYXP, action_N, reward_N, end_N), strict=True):
-            field[row].copy_(new, non_blocking=True)
+        step = [obs_NYXP, action_N, reward_N, end_N]
         if self.episode is not None:
             if episode_N is None:
                 raise ValueError("want the numbers of the episodes in a replay with a recent share; got none")
-            self.episode[row].copy_(episode_N, non_blocking=True)
+            step.append(episode_N)
+        for field, new in zip(self._kept.values(), step, strict=True):
+            field[row].copy_(new, non_blocking=True)
         self.appended += 1
         self._appended += 1
 
@@ -105,8 +107,9 @@ class Replay:
     def windows(self, B: int, T: int, generator: torch.Generator) -> Windows:
         """B windows of T steps, uniform over environments and starts; none spans the ring's seam.
 
-        The last `recent_share` of them are drawn with weight recent_base^(number of the start's episode - number of the
-        newest). A window may cross an episode's end. Nothing here reads the device from the host.
+        Of them `recent_share` are drawn with weight recent_base^(number of the start's episode - number of the newest),
+        spread evenly, so that each of the agent's shares of a rollout has as many. A window may cross an episode's end.
+        Nothing here reads the device from the host.
 
         Raises:
             ValueError: when fewer than T rows are held.
@@ -127,15 +130,16 @@ class Replay:
         start_B = (u_2B[0] * starts).long().minimum(starts - 1)
         env_B = (u_2B[1] * self.num_envs).long().clamp_max(self.num_envs - 1)
         oldest = self._appended - held
-        recent = round(self.recent_share * B)
-        if recent > 0:
-            row_R, env_R = self._draw_recent(u_2B[0, B - recent :], oldest, starts)
-            start_B = torch.cat([start_B[: B - recent], (row_R - oldest) % self.rows])
-            env_B = torch.cat([env_B[: B - recent], env_R])
+        if self.recent_share > 0:
+            row_B, recent_env_B = self._draw_recent(u_2B[0], oldest, starts)
+            reach_B = self.recent_share * torch.arange(B + 1, device=device)
+            is_recent_B = reach_B[1:].floor() > reach_B[:-1].floor()
+            start_B = torch.where(is_recent_B, (row_B - oldest) % self.rows, start_B)
+            env_B = torch.where(is_recent_B, recent_env_B, env_B)
         row_BT = (oldest + start_B[:, None] + torch.arange(T, device=device)) % self.rows
         return (row_BT * self.num_envs + env_B[:, None]).flatten()
 
-    def _draw_recent(self, u_R: Tensor, oldest: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
+    def _draw_recent(self, u_B: Tensor, oldest: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
         """Rows and environments of starts, by inverse CDF over all that may be one."""
         assert self.episode is not None
         age_MN = self.episode.max() - self.episode
@@ -143,8 +147,8 @@ class Replay:
         weight_MN = torch.where((place_M < starts)[:, None], self.recent_base ** -age_MN.double(), 0.0)
         reach_K = weight_MN.flatten().cumsum(0)
         # Scaled by what is reached: a draw near 1 must not end behind the last start.
-        k_R = torch.searchsorted(reach_K, u_R.double() * reach_K[-1], right=True)
-        return k_R // self.num_envs, k_R % self.num_envs
+        k_B = torch.searchsorted(reach_K, u_B.double() * reach_K[-1], right=True)
+        return k_B // self.num_envs, k_B % self.num_envs
 
     def mean_frame(self) -> Tensor:
         """The mean over all frames held, float32 in [0, 1], [Y, X, P]."""

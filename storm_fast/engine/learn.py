@@ -130,13 +130,13 @@ def update_agent(agent: Agent, optimizer: Optimizer, trajectory: Trajectory, pre
     Each is an optimiser step of actor and critic (STORM eqs. 7a, 7b) and then one of the slow critic (eq. 10).
     """
     updates = agent.config.agent_updates
-    shares = [Trajectory(*share) for share in zip(*(x.chunk(updates) for x in trajectory), strict=True)]
+    shares = [Trajectory(*share) for share in zip(*(x.tensor_split(updates) for x in trajectory), strict=True)]
     thens: list[Tensor | None] = [None] * updates
     if agent.config.policy_loss == "ratio":
         # Before the first update the policy is still the one that imagined.
         with torch.no_grad(), precision.autocast():
             then_BT = of_actions(agent.log_policy(trajectory), trajectory.action_BT)
-        thens = list(then_BT.chunk(updates))
+        thens = list(then_BT.tensor_split(updates))
     for share, then in zip(shares, thens, strict=True):
         with precision.autocast():
             loss, metrics = agent.loss(share, then)

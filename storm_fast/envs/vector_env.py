@@ -37,6 +37,7 @@ class AtariVectorEnv(VectorEnv[Frames, npt.NDArray[np.int64], npt.NDArray[np.boo
         full_action_space: bool = False,
         frame_skip: int = 4,
         frame_cap: int = 108_000,
+        noops: int = 0,
         num_threads: int = 0,
         size: tuple[int, int] = (SIZE, SIZE),
         gray: bool = False,
@@ -48,6 +49,7 @@ class AtariVectorEnv(VectorEnv[Frames, npt.NDArray[np.int64], npt.NDArray[np.boo
             full_action_space=full_action_space,
             frame_skip=frame_skip,
             frame_cap=frame_cap,
+            noops=noops,
             num_threads=num_threads,
         )
         self.collector = Collector(game, config, size=size, gray=gray)

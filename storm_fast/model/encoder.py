@@ -40,11 +40,7 @@ class Encoder(nn.Module):
             mean_YXP: subtracted from the frames on the scale where they are [0, 1].
             layout: memory format of images and activations.
         """
-        dtype = _products_dtype(frames_MYXP)
-        if index_N is None:
-            x_NPYX = frames.normalise(frames_MYXP, mean_YXP, dtype, layout)
-        else:
-            x_NPYX = frames.gather(frames_MYXP, index_N, mean_YXP, dtype, layout)
+        x_NPYX = frames.gather(frames_MYXP, index_N, mean_YXP, _products_dtype(frames_MYXP), layout)
         for conv, norm in zip(self.convs, self.norms, strict=True):
             x_NPYX = norm(conv(x_NPYX))
         return x_NPYX.flatten(1)

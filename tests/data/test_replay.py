@@ -259,3 +259,16 @@ def test_a_replay_with_recent_starts_keeps_its_numbers_and_wants_them() -> None:
     assert torch.equal(replay.episode, restored.episode)
     for a, b in zip(replay.sample(5, 2, generator()), restored.sample(5, 2, generator()), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5, 1.0])
+def test_every_part_of_a_batch_has_its_share_of_recent_starts(share: float) -> None:
+    replay = Replay(40, 1, FRAME, CPU, recent_share=share, recent_base=1e6)
+    for row in range(40):
+        step = make_step(row, 1)
+        replay.append(step["obs"], step["action"], step["reward"], step["end"], torch.tensor([row // 30]))
+    # All but surely such a start is of the newest episode, and a uniform one of the older.
+    newest_B = torch.tensor([row >= 30 for row, _ in start_and_env(replay.sample(4000, 2, generator()), 1)])
+    wanted = share + (1 - share) * 9 / 39
+    for part_P in newest_B.float().chunk(4):
+        assert abs(part_P.mean().item() - wanted) < 6 * (wanted * (1 - wanted) / 1000 + 1e-9) ** 0.5

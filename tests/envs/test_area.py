@@ -51,6 +51,20 @@ def test_means_round_to_nearest_and_ties_to_even() -> None:
     assert area.resize(frame_YXP, 1, 2)[0, :, 0].tolist() == [1, 2]  # of 1, 1.5
 
 
+def test_large_pictures_are_averaged_exactly() -> None:
+    Y, X = 401, 601  # each result is a mean of 401 x 601 parts, whose sum passes float32's integers
+    frame_YXP = random_frame(Y, X)
+    parts_YXP = frame_YXP.astype(np.int64)
+    overlap = [
+        np.array([[max(0, min((o + 1) * n, (i + 1) * 64) - max(o * n, i * 64)) for i in range(n)] for o in range(64)])
+        for n in (Y, X)
+    ]
+    sums_YXP = np.einsum("ay,yxp,bx->abp", overlap[0], parts_YXP, overlap[1], optimize=True)
+    want_YXP, rest_YXP = np.divmod(sums_YXP, Y * X)
+    want_YXP += 2 * rest_YXP > Y * X  # an odd number of parts: there is no tie
+    assert np.array_equal(area.resize(frame_YXP, 64, 64), want_YXP)
+
+
 @pytest.mark.parametrize(("rows", "columns"), [(65, 64), (64, 67), (300, 300), (0, 64), (64, 0), (-1, 64)])
 def test_enlarging_and_empty_results_raise(rows: int, columns: int) -> None:
     with pytest.raises(ValueError, match=f"want a result of at most 64 x 66.*got {rows} x {columns}"):

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from storm_fast.kernels.spec import Draw, Spec, gradients
+from storm_fast.kernels.spec import Draw, Spec, differentiable, gradients, results
 
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
@@ -29,8 +29,6 @@ def computed(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Results and gradients, and the gradients that came in: values of `dtype`, the same for any inputs."""
     out = spec.call(*inputs)
-    results = [out] if isinstance(out, Tensor) else list(out)
-    draw = Draw(seed + 1000, results[0].device, torch.float32)  # not the stream that the inputs came from
-    incoming = [draw.normal(*x.shape, dtype=dtype).to(x.dtype) for x in results if x.requires_grad]
-    grads = gradients(out, inputs, tuple(incoming)) if incoming else []
-    return [x.detach() for x in results] + grads, incoming
+    draw = Draw(seed + 1000, results(out)[0].device, torch.float32)  # not the stream that the inputs came from
+    incoming = [draw.normal(*x.shape, dtype=dtype).to(x.dtype) for x in differentiable(out)]
+    return [x.detach() for x in results(out)] + gradients(out, inputs, tuple(incoming)), incoming

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from storm_fast.kernels.backend import using
-from storm_fast.kernels.spec import Draw, Spec, every, gradients
+from storm_fast.kernels.spec import Draw, Spec, every, gradients, results
 from tests.kernels.calls import NAMES, computed, copied
 from tests.kernels.harness import DEVICE, assert_as_exact_as_eager, fenced, guarded
 
@@ -94,7 +94,7 @@ def test_a_captured_call_replays_on_new_inputs_as_eager_computes_them(spec: Spec
 
     def call(given: tuple[Any, ...], incoming: tuple[Tensor, ...]) -> list[Tensor]:
         out = spec.call(*given)
-        return [*((out,) if isinstance(out, Tensor) else out), *(gradients(out, given, incoming) if incoming else [])]
+        return [*results(out), *gradients(out, given, incoming)]
 
     def refill(seed: int) -> None:
         with torch.no_grad():
