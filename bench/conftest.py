@@ -9,6 +9,9 @@ together (harness.py), and what pytest-benchmark is then given are those rounds,
 alternative, or our share of the roof, has become worse (guard.py); times of another day it only shows.
 """
 
+import storm_fast  # noqa: F401  # before torch: it tells OpenMP's threads how to wait
+
+# isort: split
 import os
 from collections.abc import Callable
 from pathlib import Path

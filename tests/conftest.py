@@ -1,5 +1,8 @@
 """Settings of every test: repeatable hypothesis examples, and no GPU tests where there is no GPU."""
 
+import storm_fast  # noqa: F401  # before torch: it tells OpenMP's threads how to wait
+
+# isort: split
 import os
 from collections.abc import Iterator
 

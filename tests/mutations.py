@@ -98,6 +98,9 @@ FAULTS = {
     ),
     "two-hot: sign of symlog lost": Fault("twohot", "twohot-sign-symlog", "return log"),
     "two-hot: masked logits count in the softmax": Fault("twohot", "twohot-masked-logits", "return logit_NV"),
+    "two-hot backward: gradient in the margin": Fault(
+        "twohot", "twohot-margin-gradient", "return tl.where((v < V)[None, :], grad_NV, 1.0)"
+    ),
     "two-hot backward: incoming gradient ignored": Fault(
         "twohot", "twohot-backward-incoming", "out_NV = 1.0 * (tl.exp(logit_NV - lse_N[:, None]) - p_NV)"
     ),

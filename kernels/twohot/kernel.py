@@ -63,6 +63,12 @@ def _load_logits(ptr, offset_NV, is_row_N, v, V: tl.constexpr):
 
 
 @triton.jit
+def _zero_margin(grad_NV, v, V: tl.constexpr):
+    """The gradient of the logits; 0 behind the last bin, whatever the others are."""
+    return tl.where((v < V)[None, :], grad_NV, 0.0)  # mutation twohot-margin-gradient
+
+
+@triton.jit
 def _loss_fwd(
     logits_ptr,
     target_ptr,
@@ -70,6 +76,7 @@ def _loss_fwd(
     lse_ptr,
     N,
     V: tl.constexpr,
+    W: tl.constexpr,
     BOUND: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_V: tl.constexpr,
@@ -77,7 +84,7 @@ def _loss_fwd(
     n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     v = tl.arange(0, BLOCK_V)
     is_row_N = n < N
-    logit_NV = _load_logits(logits_ptr, n[:, None] * V + v[None, :], is_row_N, v, V)
+    logit_NV = _load_logits(logits_ptr, n[:, None] * W + v[None, :], is_row_N, v, V)
     p_NV = _encode(tl.load(target_ptr + n, mask=is_row_N, other=0.0).to(tl.float32), v, V, BOUND)
     max_N = tl.max(logit_NV, 1)
     lse_N = max_N + tl.log(tl.sum(tl.exp(logit_NV - max_N[:, None]), 1))
@@ -96,13 +103,14 @@ def _loss_bwd(
     out_ptr,
     N,
     V: tl.constexpr,
+    W: tl.constexpr,
     BOUND: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_V: tl.constexpr,
 ):
     n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     v = tl.arange(0, BLOCK_V)
-    is_row_N, offset_NV = n < N, n[:, None] * V + v[None, :]
+    is_row_N, offset_NV = n < N, n[:, None] * W + v[None, :]
     logit_NV = _load_logits(logits_ptr, offset_NV, is_row_N, v, V)
     target_N = tl.load(target_ptr + n, mask=is_row_N, other=0.0).to(tl.float32)
     p_NV = _encode(target_N, v, V, BOUND)
@@ -111,8 +119,8 @@ def _loss_bwd(
     out_NV = grad_N[:, None] * (tl.exp(logit_NV - lse_N[:, None]) - p_NV)  # mutation twohot-backward-incoming
     # A target that is no number has no gradient in any bin, though its weights lie in two.
     out_NV = tl.where((target_N == target_N)[:, None], out_NV, float("nan"))
-    is_kept_NV = is_row_N[:, None] & (v < V)[None, :]
-    tl.store(out_ptr + offset_NV, out_NV.to(out_ptr.dtype.element_ty), mask=is_kept_NV)
+    is_kept_NV = is_row_N[:, None] & (v < W)[None, :]
+    tl.store(out_ptr + offset_NV, _zero_margin(out_NV, v, V).to(out_ptr.dtype.element_ty), mask=is_kept_NV)
 
 
 @triton.jit
@@ -126,12 +134,19 @@ def _encode_fwd(x_ptr, out_ptr, N, V: tl.constexpr, BOUND: tl.constexpr, BLOCK_N
 
 @triton.jit
 def _decode_fwd(
-    logits_ptr, out_ptr, N, V: tl.constexpr, BOUND: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr
+    logits_ptr,
+    out_ptr,
+    N,
+    V: tl.constexpr,
+    W: tl.constexpr,
+    BOUND: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_V: tl.constexpr,
 ):
     n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     v = tl.arange(0, BLOCK_V)
     is_row_N = n < N
-    logit_NV = _load_logits(logits_ptr, n[:, None] * V + v[None, :], is_row_N, v, V)
+    logit_NV = _load_logits(logits_ptr, n[:, None] * W + v[None, :], is_row_N, v, V)
     e_NV = tl.exp(logit_NV - tl.max(logit_NV, 1)[:, None])
     p_NV = e_NV / tl.sum(e_NV, 1)[:, None]
     tl.store(out_ptr + n, _symexp(tl.sum(p_NV * _bin(v, V, BOUND)[None, :], 1)), mask=is_row_N)
@@ -139,46 +154,55 @@ def _decode_fwd(
 
 @triton.jit
 def _decode_bwd(
-    logits_ptr, grad_ptr, out_ptr, N, V: tl.constexpr, BOUND: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr
+    logits_ptr,
+    grad_ptr,
+    out_ptr,
+    N,
+    V: tl.constexpr,
+    W: tl.constexpr,
+    BOUND: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_V: tl.constexpr,
 ):
     n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     v = tl.arange(0, BLOCK_V)
-    is_row_N, offset_NV = n < N, n[:, None] * V + v[None, :]
+    is_row_N, offset_NV = n < N, n[:, None] * W + v[None, :]
     logit_NV = _load_logits(logits_ptr, offset_NV, is_row_N, v, V)
     e_NV = tl.exp(logit_NV - tl.max(logit_NV, 1)[:, None])
     p_NV = e_NV / tl.sum(e_NV, 1)[:, None]
     y_N = tl.sum(p_NV * _bin(v, V, BOUND)[None, :], 1)
     grad_N = tl.load(grad_ptr + n, mask=is_row_N, other=0.0) * tl.exp(tl.abs(y_N))  # mutation decode-backward-slope
     out_NV = grad_N[:, None] * p_NV * (_bin(v, V, BOUND)[None, :] - y_N[:, None])  # mutation decode-backward-expected
-    tl.store(out_ptr + offset_NV, out_NV.to(out_ptr.dtype.element_ty), mask=is_row_N[:, None] & (v < V)[None, :])
+    is_kept_NV = is_row_N[:, None] & (v < W)[None, :]
+    tl.store(out_ptr + offset_NV, _zero_margin(out_NV, v, V).to(out_ptr.dtype.element_ty), mask=is_kept_NV)
 
 
-def _blocks(V: int) -> dict[str, int]:
+def _blocks(W: int) -> dict[str, int]:
     """Whole rows, as many as fill a tile."""
-    BLOCK_V = triton.next_power_of_2(V)
+    BLOCK_V = triton.next_power_of_2(W)
     return {"BLOCK_N": max(1, _TILE // BLOCK_V), "BLOCK_V": BLOCK_V}
 
 
-def loss_fwd(logits_NV: Tensor, target_N: Tensor) -> tuple[Tensor, Tensor]:
-    """The cross-entropy and the log of the softmax's denominator, float32 [N] each."""
-    N, V = logits_NV.shape
-    loss_N = torch.empty((N,), dtype=torch.float32, device=logits_NV.device)
-    lse_N = torch.empty((N,), dtype=torch.float32, device=logits_NV.device)
-    blocks = _blocks(V)
+def loss_fwd(logits_NW: Tensor, target_N: Tensor, V: int) -> tuple[Tensor, Tensor]:
+    """The cross-entropy and the log of the softmax's denominator, float32 [N] each, of the first V logits."""
+    N, W = logits_NW.shape
+    loss_N = torch.empty((N,), dtype=torch.float32, device=logits_NW.device)
+    lse_N = torch.empty((N,), dtype=torch.float32, device=logits_NW.device)
+    blocks = _blocks(W)
     grid = (triton.cdiv(N, blocks["BLOCK_N"]),)
-    _loss_fwd[grid](logits_NV.contiguous(), target_N.contiguous(), loss_N, lse_N, N, V, BOUND, **blocks)
+    _loss_fwd[grid](logits_NW.contiguous(), target_N.contiguous(), loss_N, lse_N, N, V, W, BOUND, **blocks)
     return loss_N, lse_N
 
 
-def loss_bwd(grad_N: Tensor, logits_NV: Tensor, target_N: Tensor, lse_N: Tensor) -> Tensor:
+def loss_bwd(grad_N: Tensor, logits_NW: Tensor, target_N: Tensor, lse_N: Tensor, V: int) -> Tensor:
     """The gradient of the logits, in their dtype."""
-    N, V = logits_NV.shape
-    out_NV = torch.empty((N, V), dtype=logits_NV.dtype, device=logits_NV.device)
-    blocks = _blocks(V)
+    N, W = logits_NW.shape
+    out_NW = torch.empty((N, W), dtype=logits_NW.dtype, device=logits_NW.device)
+    blocks = _blocks(W)
     grid = (triton.cdiv(N, blocks["BLOCK_N"]),)
-    logits_NV, target_N = logits_NV.contiguous(), target_N.contiguous()
-    _loss_bwd[grid](logits_NV, target_N, lse_N, grad_N.contiguous(), out_NV, N, V, BOUND, **blocks)
-    return out_NV
+    logits_NW, target_N = logits_NW.contiguous(), target_N.contiguous()
+    _loss_bwd[grid](logits_NW, target_N, lse_N, grad_N.contiguous(), out_NW, N, V, W, BOUND, **blocks)
+    return out_NW
 
 
 def encode_fwd(x_N: Tensor, V: int) -> Tensor:
@@ -190,20 +214,20 @@ def encode_fwd(x_N: Tensor, V: int) -> Tensor:
     return p_NV
 
 
-def decode_fwd(logits_NV: Tensor) -> Tensor:
+def decode_fwd(logits_NW: Tensor, V: int) -> Tensor:
     """Expected values, float32 [N]."""
-    N, V = logits_NV.shape
-    x_N = torch.empty((N,), dtype=torch.float32, device=logits_NV.device)
-    blocks = _blocks(V)
-    _decode_fwd[(triton.cdiv(N, blocks["BLOCK_N"]),)](logits_NV.contiguous(), x_N, N, V, BOUND, **blocks)
+    N, W = logits_NW.shape
+    x_N = torch.empty((N,), dtype=torch.float32, device=logits_NW.device)
+    blocks = _blocks(W)
+    _decode_fwd[(triton.cdiv(N, blocks["BLOCK_N"]),)](logits_NW.contiguous(), x_N, N, V, W, BOUND, **blocks)
     return x_N
 
 
-def decode_bwd(grad_N: Tensor, logits_NV: Tensor) -> Tensor:
+def decode_bwd(grad_N: Tensor, logits_NW: Tensor, V: int) -> Tensor:
     """The gradient of the logits, in their dtype."""
-    N, V = logits_NV.shape
-    out_NV = torch.empty((N, V), dtype=logits_NV.dtype, device=logits_NV.device)
-    blocks = _blocks(V)
+    N, W = logits_NW.shape
+    out_NW = torch.empty((N, W), dtype=logits_NW.dtype, device=logits_NW.device)
+    blocks = _blocks(W)
     grid = (triton.cdiv(N, blocks["BLOCK_N"]),)
-    _decode_bwd[grid](logits_NV.contiguous(), grad_N.contiguous(), out_NV, N, V, BOUND, **blocks)
-    return out_NV
+    _decode_bwd[grid](logits_NW.contiguous(), grad_N.contiguous(), out_NW, N, V, W, BOUND, **blocks)
+    return out_NW

@@ -45,20 +45,26 @@ def encode(x_N: Tensor, V: int) -> Tensor:
     return p_NV
 
 
-def loss(logits_NV: Tensor, target_N: Tensor) -> Tensor:
+def loss(logits_NW: Tensor, target_N: Tensor, V: int | None = None) -> Tensor:
     """Cross-entropy in nats of the logits to the two-hot encoding of the target, float32 [...].
 
+    Args:
+        logits_NW: [..., W], of V bins and then whatever a product with a margin left there.
+        target_N: values in the units of the reward.
+        V: bins; by default all W.
+
     Raises:
-        ValueError: where the target is not [...] for logits [..., V].
+        ValueError: where the target is not [...] for logits [..., W].
     """
-    if target_N.shape != logits_NV.shape[:-1]:
-        raise ValueError(f"want logits [..., V], target [...]; got {tuple(logits_NV.shape)}, {tuple(target_N.shape)}")
+    if target_N.shape != logits_NW.shape[:-1]:
+        raise ValueError(f"want logits [..., W], target [...]; got {tuple(logits_NW.shape)}, {tuple(target_N.shape)}")
+    logits_NV = logits_NW[..., :V]
     p_NV = encode(target_N, logits_NV.shape[-1])
     return -(p_NV * logits_NV.float().log_softmax(-1)).sum(-1)
 
 
-def decode(logits_NV: Tensor) -> Tensor:
-    """symexp of the expected bin under softmax(logits), float32 [...]."""
+def decode(logits_NW: Tensor, V: int | None = None) -> Tensor:
+    """symexp of the expected bin under softmax(logits), float32 [...]; V as in `loss`."""
     # float32: near 20, bf16 steps by 0.125, almost a whole two-hot bin (0.157).
-    p_NV = logits_NV.float().softmax(-1)
-    return symexp((p_NV * bins(logits_NV.shape[-1], logits_NV.device)).sum(-1))
+    p_NV = logits_NW[..., :V].float().softmax(-1)
+    return symexp((p_NV * bins(p_NV.shape[-1], p_NV.device)).sum(-1))

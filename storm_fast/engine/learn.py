@@ -46,11 +46,12 @@ def update_world_model(
     world_model.train()
     c = world_model.config
     u_2BTG = torch.rand(2, *batch.action_BT.shape, c.latents, generator=generator, device=precision.device)
-    with precision.autocast():
+    with optimizer.standing(), precision.autocast():
         predicted = world_model(batch.obs_BTYXP, batch.action_BT, u_2BTG[0], u_2BTG[1])
         loss, metrics = world_model.loss(batch, predicted)
     optimizer.backward(loss)
     metrics["gradient_norm"] = optimizer.step()
+    optimizer.refresh()
     return metrics, Context(predicted.z_BTZ.detach(), batch.action_BT)
 
 
@@ -134,13 +135,14 @@ def update_agent(agent: Agent, optimizer: Optimizer, trajectory: Trajectory, pre
     thens: list[Tensor | None] = [None] * updates
     if agent.config.policy_loss == "ratio":
         # Before the first update the policy is still the one that imagined.
-        with torch.no_grad(), precision.autocast():
+        with torch.no_grad(), optimizer.standing(), precision.autocast():
             then_BT = of_actions(agent.log_policy(trajectory), trajectory.action_BT)
         thens = list(then_BT.tensor_split(updates))
     for share, then in zip(shares, thens, strict=True):
-        with precision.autocast():
+        with optimizer.standing(), precision.autocast():
             loss, metrics = agent.loss(share, then)
         optimizer.backward(loss)
         metrics["gradient_norm"] = optimizer.step()
         agent.update_slow_critic()
+        optimizer.refresh()
         yield metrics

@@ -7,7 +7,8 @@ What one phase leaves for the next stays in this object. Every phase draws from 
 from torch's own, in the order of the calls, so an eager and a captured run compute the same.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -106,7 +107,7 @@ class Phases:
         """The phase itself, as are the three below: what is captured."""
         t = self._t
         t.world_model.eval()
-        with self._precision.autocast():
+        with self._narrow(), self._precision.autocast():
             self.action_N.copy_(t.policy.act(self.seen_NYXP, t.generator))
         t.policy.remember(self.seen_NYXP, self.action_N)
 
@@ -127,10 +128,12 @@ class Phases:
             context = learn.cut_context(self._context, i.imagine_batch, i.context, t.generator)
         else:
             sizes = (i.imagine_batch, i.imagine_demonstration_batch, i.context)
-            context = learn.draw_context(
-                t.world_model, t.replay, self._demonstration, *sizes, t.generator, self._precision
-            )
-        self._trajectory = learn.imagine(t.world_model, t.agent, context, i, t.generator, self._precision)
+            with self._narrow():
+                context = learn.draw_context(
+                    t.world_model, t.replay, self._demonstration, *sizes, t.generator, self._precision
+                )
+        with self._narrow():
+            self._trajectory = learn.imagine(t.world_model, t.agent, context, i, t.generator, self._precision)
 
     def run_agent(self) -> None:
         """See `update_agent`."""
@@ -138,6 +141,12 @@ class Phases:
         assert self._trajectory is not None
         for metrics in learn.update_agent(t.agent, t.agent_optimizer, self._trajectory, self._precision):
             t.means.add("agent", metrics)
+
+    @contextmanager
+    def _narrow(self) -> Iterator[None]:
+        """The bf16 copies of both networks, where there are any, stand in the place of their weights."""
+        with self._t.model_optimizer.standing(), self._t.agent_optimizer.standing():
+            yield
 
     def state(self) -> list[Tensor]:
         """Every tensor that a phase changes, except what one phase leaves for another."""
@@ -151,6 +160,8 @@ class Phases:
             *t.model_optimizer.tensors(),
             *t.agent_optimizer.tensors(),
             self.action_N,
+            *t.model_optimizer.copies(),
+            *t.agent_optimizer.copies(),
         ]
 
     def _to_host(self) -> npt.NDArray[np.int64]:

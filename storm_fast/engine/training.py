@@ -44,12 +44,13 @@ def new_training(config: Config, precision: Precision, spec: EnvSpec | None = No
     spec = spec or spec_of(config)
     collector, N = spec.open(config.env), config.env.num_envs
     world_model, agent = build.networks(config, spec, precision)
+    narrow = precision.dtype == torch.bfloat16
     return Training(
         spec,
         world_model,
         agent,
-        Optimizer(world_model, config.model.model_lr, eps=1e-8, clip=config.model.model_clip),
-        Optimizer(agent, config.agent.agent_lr, eps=1e-5, clip=config.agent.agent_clip),
+        Optimizer(world_model, config.model.model_lr, eps=1e-8, clip=config.model.model_clip, narrow=narrow),
+        Optimizer(agent, config.agent.agent_lr, eps=1e-5, clip=config.agent.agent_clip, narrow=narrow),
         Replay(
             config.loop.capacity,
             N,

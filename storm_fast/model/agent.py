@@ -33,7 +33,8 @@ class Agent(nn.Module):
         self.config = config
         shape = config.agent_layers, config.agent_activation
         self.actor = mlp(features, config.agent_width, num_actions, latents, *shape)
-        self.critic = mlp(features, config.agent_width, bins, latents, *shape)
+        self.critic = mlp(features, config.agent_width, bins, latents, *shape, wide_out=True)
+        self.bins = bins
         self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.return_low: Tensor  # moving averages of the percentiles of the return (eq. 9)
         self.return_high: Tensor
@@ -68,8 +69,8 @@ class Agent(nn.Module):
         c = self.config
         value_logits_BSV = self.critic(trajectory.state_BSF)
         with torch.no_grad():
-            value_BS = twohot.decode(value_logits_BSV)
-            slow_BS = twohot.decode(self.slow_critic(trajectory.state_BSF))
+            value_BS = twohot.decode(value_logits_BSV, self.bins)
+            slow_BS = twohot.decode(self.slow_critic(trajectory.state_BSF), self.bins)
             return_BT = self._return(trajectory, value_BS)
             weight_BT = self._weights(trajectory.end_BT)
             slow_target_BT = (
@@ -127,8 +128,8 @@ class Agent(nn.Module):
 
     def _critic_error(self, logits_BTV: Tensor, target_BT: Tensor) -> Tensor:
         if self.config.critic_loss == "two_hot":
-            return twohot.loss(logits_BTV, target_BT)
-        return (twohot.decode(logits_BTV) - target_BT).square()
+            return twohot.loss(logits_BTV, target_BT, self.bins)
+        return (twohot.decode(logits_BTV, self.bins) - target_BT).square()
 
     def _spread(self, return_BT: Tensor) -> Tensor:
         """S of STORM eq. 9: the range between the 5th and the 95th percentile of the return."""

@@ -1,6 +1,7 @@
 """The encoder: frames to embeddings (STORM Table 3)."""
 
 from itertools import pairwise
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,9 @@ from storm_fast.kernels.activation import Activation
 from storm_fast.kernels.conv_relu import conv_relu
 from storm_fast.kernels.first_conv import first_conv
 from storm_fast.model.batch_norm import ActivatedBatchNorm
+
+Folded = list[tuple[Tensor, Tensor]]
+"""weight_OPYX and bias_O of each convolution"""
 
 GRID = 4  # rows and columns that four halvings leave of 64
 
@@ -24,6 +28,7 @@ class Encoder(nn.Module):
         self.convs = nn.ModuleList(nn.Conv2d(i, o, 4, stride=2, padding=1, bias=False) for i, o in pairs)
         self.norms = nn.ModuleList(ActivatedBatchNorm(o, activation) for _, o in pairs)
         self.activation = activation
+        self.kept: Folded | None = None  # what `folded` reads where somebody keeps it as it is (engine/narrow.py)
 
     def forward(
         self,
@@ -53,25 +58,36 @@ class Encoder(nn.Module):
         layout: torch.memory_format = torch.contiguous_format,
     ) -> Tensor:
         """As `forward` in evaluation mode, with each normalisation folded into its convolution's weights."""
-        first, *others = [_fold(conv, norm) for conv, norm in zip(self.convs, self.norms, strict=True)]
+        first, *others = self.kept or self.fold(torch.float32)
         dtype, activation = _products_dtype(frames_MYXP), self.activation
         x_NPYX = first_conv(frames_MYXP, index_N, mean_YXP, *first, dtype, layout, activation)
         for weight_OPYX, bias_O in others:
             x_NPYX = conv_relu(x_NPYX, weight_OPYX, bias_O, (2, 2), (1, 1), activation)
         return x_NPYX.flatten(1)
 
+    @torch.no_grad()
+    def fold(self, dtype: torch.dtype, into: Folded | None = None) -> Folded:
+        """Filters of `dtype` and float32 biases: convolutions that do what each with its norm does in evaluation mode.
+
+        Computed in float32, the filters rounded once; in new memory or in that of an earlier call.
+        """
+        convs, norms = cast("list[nn.Conv2d]", list(self.convs)), cast("list[nn.BatchNorm2d]", list(self.norms))
+        into = into or [
+            (torch.empty_like(conv.weight, dtype=dtype), torch.empty_like(norm.bias))
+            for conv, norm in zip(convs, norms, strict=True)
+        ]
+        # Lists, since the launches of so small tensors are what counts.
+        scales = torch._foreach_add([cast("Tensor", norm.running_var) for norm in norms], norms[0].eps)
+        torch._foreach_rsqrt_(scales)
+        torch._foreach_mul_(scales, [norm.weight for norm in norms])
+        shifts = torch._foreach_mul([cast("Tensor", norm.running_mean) for norm in norms], scales)
+        torch._foreach_copy_([bias_O for _, bias_O in into], torch._foreach_sub([norm.bias for norm in norms], shifts))
+        for conv, scale_O, (weight_OPYX, _) in zip(convs, scales, into, strict=True):
+            torch.mul(conv.weight, scale_O[:, None, None, None], out=weight_OPYX)
+        return into
+
 
 def _products_dtype(frames_MYXP: Tensor) -> torch.dtype:
     """Autocast's dtype where it is on: images are rounded to it once, not to float32 first."""
     device = frames_MYXP.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
-
-
-def _fold(conv: nn.Module, norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """Filters weight_OPYX and bias_O of a convolution that does what the two do in evaluation mode."""
-    assert isinstance(conv, nn.Conv2d)
-    assert isinstance(norm, nn.BatchNorm2d)
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    scale_O = norm.weight * (norm.running_var + norm.eps).rsqrt()
-    return conv.weight * scale_O[:, None, None, None], norm.bias - norm.running_mean * scale_O

@@ -4,6 +4,7 @@ from torch import Tensor, nn
 
 from storm_fast.kernels import norm
 from storm_fast.kernels.activation import Activation
+from storm_fast.model.margin import WideOut
 from storm_fast.model.onehot import OneHotLinear
 
 
@@ -33,6 +34,7 @@ def mlp(
     latents: tuple[int, int] = (0, 0),
     hidden: int = 2,
     activation: Activation = "relu",
+    wide_out: bool = False,
 ) -> Chain:
     """[Linear without bias, LayerNorm, activation] for each hidden layer, then Linear (STORM Table 9, "3 layers").
 
@@ -43,6 +45,7 @@ def mlp(
         latents: the one-hot groups the input begins with: how many, and of how many classes.
         hidden: how many hidden layers.
         activation: behind each normalisation.
+        wide_out: whether the output may have a margin behind it (margin.py), which whoever calls leaves out.
     """
     layers: list[nn.Module] = []
     for i in range(hidden):
@@ -51,4 +54,4 @@ def mlp(
         else:
             layers.append(nn.Linear(width if i else inputs, width, bias=False))
         layers += [nn.LayerNorm(width), nn.ReLU() if activation == "relu" else nn.SiLU()]
-    return Chain(*layers, nn.Linear(width, outputs))
+    return Chain(*layers, (WideOut if wide_out else nn.Linear)(width, outputs))

@@ -14,9 +14,13 @@ class OneHotLinear(nn.Linear):
     on one core (bench/LOG.md). Everywhere else it is `multiplied`, the definition.
     """
 
-    def __init__(self, inputs: int, outputs: int, groups: int, classes: int) -> None:
+    def __init__(self, inputs: int, outputs: int, groups: int, classes: int, wide_in: bool = False) -> None:
+        """Args: of the whole input and of the result, the groups, and whether the weight may have a margin (margin.py).
+
+        Who calls it then makes the input as wide as the weight.
+        """
         super().__init__(inputs, outputs, bias=False)
-        self.groups, self.classes = groups, classes
+        self.groups, self.classes, self.wide_in = groups, classes, wide_in
 
     def forward(self, x_NF: Tensor) -> Tensor:
         """The product; the caller guarantees that the groups are one-hot."""

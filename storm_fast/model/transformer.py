@@ -58,7 +58,7 @@ class Transformer(nn.Module):
         D, Z = config.width, config.latents * config.classes
         self.num_actions, self.max_positions = num_actions, config.max_positions
         self.mixer = Chain(
-            OneHotLinear(Z + num_actions, D, config.latents, config.classes),
+            OneHotLinear(Z + num_actions, D, config.latents, config.classes, wide_in=True),
             nn.LayerNorm(D),
             nn.ReLU(),
             nn.Linear(D, D, bias=False),
@@ -71,8 +71,10 @@ class Transformer(nn.Module):
 
     def _tokens(self, z_NZ: Tensor, action_N: Tensor, position_ND: Tensor) -> Tensor:
         """Mix latent and action, add the position, normalise (STORM Tables 5 and 6)."""
-        # Not nn.functional.one_hot, which on a CPU reads its input back to check it.
-        onehot_NA = (action_N[..., None] == torch.arange(self.num_actions, device=action_N.device)).to(z_NZ.dtype)
+        # Not nn.functional.one_hot, which on a CPU reads its input back to check it. As wide as the weight, whose copy
+        # may have a margin: no action is there.
+        A = cast("OneHotLinear", self.mixer[0]).weight.shape[1] - z_NZ.shape[-1]
+        onehot_NA = (action_N[..., None] == torch.arange(A, device=action_N.device)).to(z_NZ.dtype)
         mixed_ND = self.mixer(torch.cat([z_NZ, onehot_NA], dim=-1))
         return normalise(self.input_norm, mixed_ND, position_ND)
 

@@ -24,7 +24,7 @@ class Predictions(NamedTuple):
     image_BTPYX: Tensor
     h_BTD: Tensor
     prior_logits_BTGC: Tensor
-    reward_logits_BTV: Tensor
+    reward_logits_BTV: Tensor  # with the margin of the head's weights, if they have one, behind the bins
     end_logit_BT: Tensor
 
 
@@ -43,7 +43,7 @@ class WorldModel(nn.Module):
         self.prior = nn.Linear(config.width, Z)
         self.decoder = Decoder(Z, frame[2], config.stem_channels, config.conv_activation)
         features = config.width if config.predictor_input == "hidden" else Z
-        self.reward_head = mlp(features, config.width, config.bins)
+        self.reward_head = mlp(features, config.width, config.bins, wide_out=True)
         self.end_head = mlp(features, config.width, 1)
         if config.center_frames:
             self.mean_frame: Tensor
@@ -107,7 +107,7 @@ class WorldModel(nn.Module):
         )
         losses = {
             "reconstruction": squared_BT.mean(),
-            "reward": twohot.loss(predicted.reward_logits_BTV, batch.reward_BT).mean(),
+            "reward": twohot.loss(predicted.reward_logits_BTV, batch.reward_BT, c.bins).mean(),
             "end": nn.functional.binary_cross_entropy_with_logits(predicted.end_logit_BT.float(), end_BT),
             "dynamics": dynamics,
             "representation": representation,
@@ -152,7 +152,7 @@ class WorldModel(nn.Module):
 
     def reward(self, features_NF: Tensor) -> Tensor:
         """Expected reward, float32 [N]."""
-        return twohot.decode(self.reward_head(features_NF))
+        return twohot.decode(self.reward_head(features_NF), self.config.bins)
 
     def end_logit(self, features_NF: Tensor) -> Tensor:
         """Logit, float32 [N], that the step ends the episode or loses a life."""

@@ -327,7 +327,8 @@ def test_each_of_fifty_steps_in_bf16_agrees_with_the_definitions_in_float32(name
         for phase in PHASES:
             # Both begin each phase with the same: a class that is drawn otherwise would part them for good.
             with torch.no_grad():
-                for theirs, ours in zip(slow.state(), fast.state(), strict=True):
+                # Of the fast ones the copies in bf16 come last; float32 has none.
+                for theirs, ours in zip(slow.state(), fast.state(), strict=False):
                     theirs.copy_(ours)
             slow._t.generator.set_state(fast._t.generator.get_state())
             if fast._context is not None:

@@ -134,5 +134,5 @@ def test_decode_of_equal_logits_is_zero() -> None:
 
 @pytest.mark.parametrize("target_shape", [(4,), (5, 1), (), (5, 3)])
 def test_targets_of_another_shape_raise(target_shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r"want logits \[\.\.\., V\], target \[\.\.\.\]; got \(5, 3\)"):
+    with pytest.raises(ValueError, match=r"want logits \[\.\.\., W\], target \[\.\.\.\]; got \(5, 3\)"):
         twohot.loss(torch.zeros(5, 3), torch.zeros(target_shape))

@@ -64,9 +64,9 @@ def test_loss_and_its_gradient_equal_the_cross_entropy(
     logits_NV, x_N = fenced(randn(n, v, seed=seed, scale=scale).to(dtype)), fenced(values(n, seed))
     grad_N = fenced(randn(n, seed=seed + 1))
     with guarded():
-        loss_N, lse_N = kernel.loss_fwd(logits_NV, x_N)
+        loss_N, lse_N = kernel.loss_fwd(logits_NV, x_N, logits_NV.shape[1])
     with guarded():
-        got_NV = kernel.loss_bwd(grad_N, logits_NV, x_N, lse_N)
+        got_NV = kernel.loss_bwd(grad_N, logits_NV, x_N, lse_N, v)
     assert (loss_N.dtype, got_NV.dtype) == (torch.float32, dtype)
 
     leaf_NV = logits_NV.double().requires_grad_()
@@ -108,16 +108,16 @@ def test_a_bin_without_weight_may_be_impossible() -> None:
     logits_NV = torch.zeros(1, 5, device=DEVICE)
     logits_NV[0, 0] = -torch.inf
     x_N = torch.zeros(1, device=DEVICE)
-    loss_N, lse_N = kernel.loss_fwd(logits_NV, x_N)
+    loss_N, lse_N = kernel.loss_fwd(logits_NV, x_N, logits_NV.shape[1])
     torch.testing.assert_close(loss_N, torch.full((1,), 4.0, device=DEVICE).log())
-    assert kernel.loss_bwd(torch.ones(1, device=DEVICE), logits_NV, x_N, lse_N).isfinite().all()
+    assert kernel.loss_bwd(torch.ones(1, device=DEVICE), logits_NV, x_N, lse_N, logits_NV.shape[1]).isfinite().all()
 
 
 @given(n=ROWS, v=BINS, dtype=st.sampled_from(DTYPES), scale=SCALES, seed=SEEDS)
 def test_decode_equals_the_expected_bin(n: int, v: int, dtype: torch.dtype, scale: float, seed: int) -> None:
     logits_NV = fenced(randn(n, v, seed=seed, scale=scale).to(dtype))
     with guarded():
-        got_N = kernel.decode_fwd(logits_NV)
+        got_N = kernel.decode_fwd(logits_NV, logits_NV.shape[1])
     bin_V = torch.linspace(-BOUND, BOUND, v, dtype=torch.float64, device=DEVICE)
     want_N = (logits_NV.double().softmax(-1) * bin_V).sum(-1)
     got_y_N = got_N.double().sign() * got_N.double().abs().log1p()
@@ -136,7 +136,7 @@ def test_gradient_of_decode_equals_that_of_the_expected_bin(
     # Incoming gradients undo the growth of symexp, so that every row weighs the same.
     grad_N = fenced((randn(n, seed=seed + 1) * (-y_N.detach().abs()).exp()).float())
     with guarded():
-        got_NV = kernel.decode_bwd(grad_N, logits_NV)
+        got_NV = kernel.decode_bwd(grad_N, logits_NV, logits_NV.shape[1])
     assert got_NV.dtype == dtype
     (exact_NV,) = torch.autograd.grad(y_N, leaf_NV, grad_N.double() * y_N.detach().abs().exp())
     with torch.no_grad():
@@ -149,7 +149,7 @@ def test_gradient_of_decode_equals_that_of_the_expected_bin(
 @given(n=ROWS, v=st.sampled_from([3, 63, 255]), seed=SEEDS)
 def test_decoding_an_encoded_value_gives_it_back(n: int, v: int, seed: int) -> None:
     x_N = values(n, seed)
-    got_N = kernel.decode_fwd(kernel.encode_fwd(x_N, v).log()).double()
+    got_N = kernel.decode_fwd(kernel.encode_fwd(x_N, v).log(), v).double()
     want_N = (x_N.double().sign() * x_N.double().abs().log1p()).clamp(-BOUND, BOUND)
     torch.testing.assert_close(got_N.sign() * got_N.abs().log1p(), want_N, rtol=0, atol=2 * ROUNDING)
 
