@@ -31,6 +31,11 @@ from storm_fast.model.onehot import OneHotLinear
 _FREE = {"empty", "empty_like", "new_empty", "detach", "_unsafe_view", "set_", "alias"}
 
 
+def is_launch(func: Any) -> bool:
+    """Whether an ATen call makes the device do something."""
+    return not func.is_view and func.namespace == "aten" and func.__name__.split(".")[0] not in _FREE
+
+
 class _Counter(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
@@ -48,8 +53,7 @@ class _Counter(TorchDispatchMode):
         if func.namespace == "storm_fast":  # one of ours, inside of which this mode is off
             with mock.patch.object(Tensor, "contiguous", self._contiguous):
                 return func(*args, **(kwargs or {}))
-        if not func.is_view and func.namespace == "aten" and func.__name__.split(".")[0] not in _FREE:
-            self.launches += 1
+        self.launches += is_launch(func)
         return func(*args, **(kwargs or {}))
 
 
@@ -59,7 +63,7 @@ def count(call: Callable[[], object], kernels: backend.Backend) -> int:
         if IS_GPU:
             return _seen_by_the_profiler(call)
         names: list[str] = []
-        with _recorded(names) if kernels == "triton" else nullcontext(), _Counter() as counter:
+        with recorded(names) if kernels == "triton" else nullcontext(), _Counter() as counter:
             call()
         return counter.launches + len(names)
 
@@ -76,7 +80,7 @@ def _seen_by_the_profiler(call: Callable[[], object]) -> int:
 
 
 @contextmanager
-def _recorded(names: list[str]) -> Iterator[None]:
+def recorded(names: list[str]) -> Iterator[None]:
     """Triton's launches in the block, by name; none of them runs."""
     from triton.runtime.jit import JITFunction
 
@@ -133,6 +137,13 @@ def _narrowed() -> Any:
     return mock.patch.object(norm_reference, "NARROWED", ("cuda", "cpu"))
 
 
+@contextmanager
+def as_on_a_gpu() -> Iterator[None]:
+    """A GPU's dtypes under autocast, and one-hot products in full: a gather would read what no kernel wrote."""
+    with mock.patch.object(OneHotLinear, "forward", OneHotLinear.multiplied), _narrowed():
+        yield
+
+
 def phases(name: str = "storm", is_small: bool = False) -> dict[str, dict[str, int]]:
     """Launches of each phase of a preset, by form; `is_small`, on few rows, which changes a CPU's counts by a few."""
     from bench.instrument.ours import ACTIONS, Ours
@@ -150,9 +161,7 @@ def phases(name: str = "storm", is_small: bool = False) -> dict[str, dict[str, i
     for phase in forms["eager"].calls:
         for name, form in forms.items():
             call = form.calls[phase]
-            # As on a GPU: autocast's dtypes there, and one-hot products in full (a gather reads what no kernel wrote).
-            full = mock.patch.object(OneHotLinear, "forward", OneHotLinear.multiplied)
-            with full, _narrowed():
+            with as_on_a_gpu():
                 with backend.using("reference"):
                     call()  # the first makes an optimiser's moments
                 found.setdefault(phase, {})[name] = count(call, "triton" if name == "kernels" else "reference")

@@ -1,5 +1,6 @@
 """The three-layer perceptron behind every head of STORM (STORM Table 9), and the chain of layers it is made of."""
 
+import torch
 from torch import Tensor, nn
 
 from storm_fast.kernels import norm
@@ -13,12 +14,26 @@ def normalise(layer: nn.LayerNorm, x_ND: Tensor, residual_ND: Tensor | None = No
     return norm.layer_norm(x_ND, layer.weight, layer.bias, layer.eps, residual_ND, relu)
 
 
+def linear_relu(layer: nn.Linear, x_ND: Tensor) -> Tensor:
+    """The ReLU of a linear layer's output; where no gradient is wanted in one launch on a GPU."""
+    if torch.is_grad_enabled() or x_ND.dtype != layer.weight.dtype:
+        return torch.relu(layer(x_ND))
+    y_MD = torch._addmm_activation(layer.bias, x_ND.flatten(0, -2), layer.weight.t())  # relu, which is its default
+    y_ND: Tensor = y_MD.unflatten(0, x_ND.shape[:-1])
+    return y_ND
+
+
 class Chain(nn.Sequential):
     """Like nn.Sequential, but a normalisation and the ReLU behind it share one launch."""
 
     def forward(self, x_ND: Tensor) -> Tensor:
         """The last layer's output."""
+        return self.behind(None, x_ND)
+
+    def behind(self, done: nn.Module | None, x_ND: Tensor) -> Tensor:
+        """The last layer's output from that of layer `done`; from the input where it is None."""
         layers = list(self)
+        layers = layers[layers.index(done) + 1 :] if done is not None else layers
         for before, layer, behind in zip([None, *layers[:-1]], layers, [*layers[1:], None], strict=True):
             if isinstance(layer, nn.LayerNorm):
                 x_ND = normalise(layer, x_ND, relu=isinstance(behind, nn.ReLU))

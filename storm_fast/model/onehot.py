@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from storm_fast.kernels import backend
+
 
 class OneHotLinear(nn.Linear):
     """A linear layer without bias, [..., F] -> [..., D], whose input begins with G one-hot groups of C classes.
@@ -37,6 +39,37 @@ class OneHotLinear(nn.Linear):
     def multiplied(self, x_NF: Tensor) -> Tensor:
         """The full product, zeros included; the definition."""
         return super().forward(x_NF)
+
+
+class LatentActionLinear(OneHotLinear):
+    """A linear layer without bias of a latent and an action, both one-hot (STORM Table 5); weight [D, Z + A]."""
+
+    def __init__(self, groups: int, classes: int, num_actions: int, outputs: int) -> None:
+        """Args: the latent's groups and classes, the size of the action set, and of the result."""
+        super().__init__(groups * classes + num_actions, outputs, groups, classes, wide_in=True)
+
+    def mix(self, z_NZ: Tensor, action_N: Tensor) -> Tensor:
+        """y_ND of z_NZ and integer action_N."""
+        if backend.is_triton(z_NZ) and not torch.is_grad_enabled() and z_NZ.dtype == self.weight.dtype:
+            return self.mixed_by_row(z_NZ, action_N)
+        return self.mixed(z_NZ, action_N)
+
+    def mixed(self, z_NZ: Tensor, action_N: Tensor) -> Tensor:
+        """The product with both in one row; the definition."""
+        # Not nn.functional.one_hot, which on a CPU reads its input back to check it. As wide as the weight, whose copy
+        # may have a margin: no action is there.
+        A = self.weight.shape[1] - z_NZ.shape[-1]
+        onehot_NA = (action_N[..., None] == torch.arange(A, device=action_N.device)).to(z_NZ.dtype)
+        y_ND: Tensor = self(torch.cat([z_NZ, onehot_NA], dim=-1))
+        return y_ND
+
+    def mixed_by_row(self, z_NZ: Tensor, action_N: Tensor) -> Tensor:
+        """The action picks a row, to which one product adds the latent's: two launches on a GPU, not five."""
+        Z = z_NZ.shape[-1]
+        row_MD = self.weight[:, Z:].t().index_select(0, action_N.flatten())
+        y_MD = torch.addmm(row_MD, z_NZ.flatten(0, -2), self.weight[:, :Z].t())
+        y_ND: Tensor = y_MD.unflatten(0, z_NZ.shape[:-1])
+        return y_ND
 
 
 class _Gathered(torch.autograd.Function):

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from storm_fast.config import ModelConfig
 from storm_fast.kernels import attention
-from storm_fast.model.mlp import Chain, normalise
-from storm_fast.model.onehot import OneHotLinear
+from storm_fast.model.mlp import Chain, linear_relu, normalise
+from storm_fast.model.onehot import LatentActionLinear
 
 
 class KVCache(NamedTuple):
@@ -46,7 +46,7 @@ class Block(nn.Module):
     def finish(self, x_ND: Tensor, attended_NHK: Tensor) -> Tensor:
         """All that follows attention."""
         x_ND = normalise(self.attention_norm, self.drop(self.out(attended_NHK.flatten(-2))), x_ND)
-        hidden_ND = self.drop(self.contract(torch.relu(self.expand(x_ND))))
+        hidden_ND = self.drop(self.contract(linear_relu(self.expand, x_ND)))
         return normalise(self.feedforward_norm, hidden_ND, x_ND)
 
 
@@ -55,10 +55,10 @@ class Transformer(nn.Module):
 
     def __init__(self, config: ModelConfig, num_actions: int) -> None:
         super().__init__()
-        D, Z = config.width, config.latents * config.classes
+        D = config.width
         self.num_actions, self.max_positions = num_actions, config.max_positions
         self.mixer = Chain(
-            OneHotLinear(Z + num_actions, D, config.latents, config.classes, wide_in=True),
+            LatentActionLinear(config.latents, config.classes, num_actions, D),
             nn.LayerNorm(D),
             nn.ReLU(),
             nn.Linear(D, D, bias=False),
@@ -71,11 +71,8 @@ class Transformer(nn.Module):
 
     def _tokens(self, z_NZ: Tensor, action_N: Tensor, position_ND: Tensor) -> Tensor:
         """Mix latent and action, add the position, normalise (STORM Tables 5 and 6)."""
-        # Not nn.functional.one_hot, which on a CPU reads its input back to check it. As wide as the weight, whose copy
-        # may have a margin: no action is there.
-        A = cast("OneHotLinear", self.mixer[0]).weight.shape[1] - z_NZ.shape[-1]
-        onehot_NA = (action_N[..., None] == torch.arange(A, device=action_N.device)).to(z_NZ.dtype)
-        mixed_ND = self.mixer(torch.cat([z_NZ, onehot_NA], dim=-1))
+        first = cast("LatentActionLinear", self.mixer[0])
+        mixed_ND = self.mixer.behind(first, first.mix(z_NZ, action_N))
         return normalise(self.input_norm, mixed_ND, position_ND)
 
     def forward(self, z_BTZ: Tensor, action_BT: Tensor) -> Tensor:

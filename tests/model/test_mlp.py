@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from storm_fast.model.mlp import Chain, mlp
+from storm_fast.model.mlp import Chain, linear_relu, mlp
 
 
 def layers() -> list[nn.Module]:
@@ -38,3 +38,17 @@ def test_parameters_keep_the_names_that_checkpoints_use() -> None:
     assert list(mlp(3, 5, 2).state_dict()) == [
         *("0.weight", "1.weight", "1.bias", "3.weight", "4.weight", "4.bias", "6.weight", "6.bias")
     ]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_linear_layer_and_its_relu_are_the_same_with_and_without_a_gradient(dtype: torch.dtype) -> None:
+    layer, x_ND = nn.Linear(6, 5).to(dtype), torch.randn(2, 3, 6, dtype=dtype)
+    x_ND[1, 2] = torch.nan
+    want_ND = torch.relu(layer(x_ND))
+    assert linear_relu(layer, x_ND).requires_grad
+    with torch.no_grad():
+        torch.testing.assert_close(linear_relu(layer, x_ND), want_ND.detach(), equal_nan=True)
+        assert linear_relu(layer, x_ND)[1, 2].isnan().all()
+        wide = layer.float()
+        with torch.autocast("cpu", torch.bfloat16):
+            assert linear_relu(wide, x_ND).dtype == torch.bfloat16

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from storm_fast.model import onehot
-from storm_fast.model.onehot import OneHotLinear
+from storm_fast.model.margin import shape_with_margin
+from storm_fast.model.onehot import LatentActionLinear, OneHotLinear
 
 
 def case(n: int, groups: int, classes: int, rest: int, seed: int) -> tuple[OneHotLinear, Tensor]:
@@ -84,3 +85,26 @@ def test_more_classes_than_bf16_can_number_are_multiplied() -> None:
     layer, x_NF = case(5, 2, 300, 3, 0)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(layer(x_NF), nn.functional.linear(x_NF, layer.weight))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(5,), (2, 3)])
+def test_an_action_that_picks_a_row_equals_the_product_with_both_in_one(
+    dtype: torch.dtype, shape: tuple[int, ...]
+) -> None:
+    torch.manual_seed(0)
+    layer = LatentActionLinear(3, 4, 5, 7)
+    wide = torch.zeros(shape_with_margin(layer, layer.weight))
+    wide[:, :17] = layer.weight.detach()
+    layer.weight = nn.Parameter(wide.to(dtype))
+    z_NZ = nn.functional.one_hot(torch.randint(4, (*shape, 3)), 4).flatten(-2).to(dtype)
+    action_N = torch.randint(5, shape)
+    with torch.no_grad():
+        got_ND, want_ND = layer.mixed_by_row(z_NZ, action_N), layer.mixed(z_NZ, action_N)
+        torch.testing.assert_close(got_ND, want_ND)
+        columns = layer.weight.float().t()
+        pairs = zip(z_NZ.flatten(0, -2), action_N.flatten(), strict=True)
+        sums = [columns[:12][z_Z.bool()].sum(0) + columns[12 + int(action)] for z_Z, action in pairs]
+        torch.testing.assert_close(got_ND.flatten(0, -2), torch.stack(sums).to(dtype))
+        z_NZ[0] = torch.nan
+        assert layer.mixed_by_row(z_NZ, action_N)[0].isnan().all()
