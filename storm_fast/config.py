@@ -285,7 +285,8 @@ class Config:
     """what computes the hot paths: Triton's kernels or their PyTorch definitions; auto: Triton on a GPU. A CPU
     always runs the definitions"""
     threads: int = 0
-    """CPU threads of PyTorch; 0: its own choice. `tiny` takes 2: its operations are too small for more"""
+    """CPU threads of PyTorch; 0: its own choice. `tiny` takes 1: a second one hardly helps so small
+    operations, and makes each wait for both where other programs run"""
     compile: bool = False
     """on a GPU: capture the step as four CUDA graphs, act, world-model update, imagination and agent update, which the
     host then launches without looking inside. On a CPU: no graphs, but the fast paths that agree with the definitions;
@@ -365,7 +366,7 @@ def _tiny() -> Config:
         game="Freeway",
         steps=9_000,
         scored_step=None,
-        threads=2,
+        threads=1,
         demonstration="auto",
         demonstration_episodes=8,
         checkpoint_every=3_000,
