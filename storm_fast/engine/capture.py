@@ -188,9 +188,11 @@ class Captured:
         call: Callable[[], None],
         state: Callable[[], list[Tensor]],
         generators: list[torch.Generator],
+        prepare: Callable[[], None] = lambda: None,
     ) -> None:
-        """Args: what to call it in errors, the call, and what `unchanged` wants."""
+        """Args: what to call it in errors, the call, what `unchanged` wants, and what to do before it is recorded."""
         self._name, self._call, self._state, self._generators = name, call, state, generators
+        self._prepare = prepare
         self._graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self) -> None:
@@ -204,6 +206,7 @@ class Captured:
         self._graph.replay()
 
     def _record(self) -> torch.cuda.CUDAGraph:
+        self._prepare()
         side = _side_stream(torch.cuda.current_device())
         side.wait_stream(torch.cuda.current_stream())
         with uncollected(), naming(self._name) as watch:

@@ -19,9 +19,10 @@ from torch import Tensor
 from storm_fast.config import Config
 from storm_fast.data.replay import Replay
 from storm_fast.engine import learn
-from storm_fast.engine.capture import Captured
+from storm_fast.engine.capture import Captured, unchanged
 from storm_fast.engine.precision import Precision
 from storm_fast.engine.training import Training
+from storm_fast.kernels import ahead
 from storm_fast.model.agent import Trajectory
 from storm_fast.model.imagine import Context
 
@@ -49,6 +50,7 @@ class Phases:
         self._episode_host_N, self._episode_array_N = _host_memory(N, torch.int64, is_cuda)
         self._action_host_N, self._action_array_N = _host_memory(N, torch.int64, is_cuda)
         self._copied = torch.cuda.Event() if is_cuda else None
+        self._is_compiled = False
         self._act = self._launched("act", self.run_act)
         self._model = self._launched("model", self.run_model)
         self._imagine = self._launched("imagine", self.run_imagine)
@@ -58,7 +60,24 @@ class Phases:
         if not (self._config.compile and self._precision.device.type == "cuda"):
             return call
         own = torch.cuda.default_generators[torch.cuda.current_device()]  # dropout's; build.prepare chose the device
-        return Captured(name, call, self.state, [self._t.generator, own])
+        return Captured(name, call, self.state, [self._t.generator, own], self._compile_once)
+
+    def _compile_once(self) -> None:
+        if not self._is_compiled:
+            self.compile_ahead()
+            self._is_compiled = True
+
+    def compile_ahead(self) -> None:
+        """Compile the kernels of all phases side by side, so that none waits for another's; nothing else changes."""
+        # The draws are restored too. On a CPU, where a test does this, torch's one generator is that of dropout.
+        generators = [self._t.generator, torch.default_generator]
+        if self._precision.device.type == "cuda":
+            generators[1] = torch.cuda.default_generators[torch.cuda.current_device()]
+        left = self._context, self._trajectory
+        with unchanged(self.state, generators), ahead.compiling():
+            for phase in (self.run_act, self.run_model, self.run_imagine, self.run_agent):
+                phase()
+        self._context, self._trajectory = left
 
     def see(self, obs_NYXP: Tensor) -> None:
         """Copy the newest frames to the training device before the games overwrite them."""
