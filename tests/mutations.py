@@ -190,18 +190,20 @@ FAULTS = {
         "step-written-place",
         "tl.store(k_cache_ptr + cache + (position + 1) * K + kk, k_K.to(k_cache_ptr.dtype.element_ty), mask=kk < K)",
     ),
-    "frames: not scaled": Fault(
-        "frames",
-        "frames-scaled",
-        "x = tl.load(frames_ptr + row * (PIXELS * P) + i, mask=is_kept, other=0).to(tl.float32) / 256.0",
+    "first_conv backward: one tile a program": Fault("first_conv", "filters-bwd-one-tile", "for step in range(1):"),
+    "first_conv backward: index ignored": Fault("first_conv", "filters-bwd-index", "frame = n"),
+    "first_conv backward: pixels behind a frame's last": Fault(
+        "first_conv", "filters-bwd-tail", "is_kept_MO = (m >= 0)[:, None] & (o < FILTERS)[None, :]"
     ),
-    "frames: rows and colours exchanged": Fault(
-        "frames",
-        "frames-rows-colours",
-        "i = o if CHANNELS_LAST else (o // P) + (o % P) * PIXELS  # place in the input frame",
+    "first_conv backward: not scaled": Fault("first_conv", "filters-bwd-scaled", "sum_KO = sum_KO / 1.0"),
+    "first_conv backward: parts that nobody wrote": Fault(
+        "first_conv", "filters-reduce-parts", "is_part_SR = (s >= 0)[:, None] & is_kept_R[None, :]"
     ),
-    "frames: index ignored": Fault("frames", "frames-index-ignored", "row = n"),
-    "frames: mean added": Fault("frames", "frames-mean-added", "x += tl.load(mean_ptr + i, mask=is_kept, other=0.0)"),
+    "first_conv backward: rows and columns exchanged": Fault(
+        "first_conv",
+        "filters-reduce-place",
+        "place_R = o_R * (16 * P) + j_R // P * (4 * P) + filter_row_R * P + j_R % P",
+    ),
     "conv_relu: bias of the wrong channel": Fault("conv_relu", "conv_relu-bias-wrong", "channel = o % P"),
     "conv_relu: bias missing": Fault(
         "conv_relu",
@@ -333,9 +335,7 @@ FAULTS = {
         "first_conv-bias-missing",
         "y_MO += 0 * tl.load(bias_ptr + o, mask=o < FILTERS, other=0.0).to(tl.float32)[None, :]",
     ),
-    "first_conv: not clipped": Fault(
-        "first_conv", "first_conv-clipped", "y_MO = y_MO * tl.sigmoid(y_MO) if SILU else y_MO"
-    ),
+    "first_conv: not clipped": Fault("first_conv", "first_conv-clipped", "y_MO = y_MO"),
     "first_conv: NaN clipped": Fault("first_conv", "first_conv-clipped", "y_MO = tl.where(y_MO > 0, y_MO, 0.0)"),
     "first_conv: pixels of the tail not masked": Fault(
         "first_conv", "first_conv-pixels-tail", "is_kept_MO = (o < FILTERS)[None, :]"

@@ -77,7 +77,7 @@ def test_the_sources_are_found() -> None:
             "attention",
             "categorical",
             "conv_relu",
-            "frames",
+            "first_conv",
             "lambda_return",
             "norm",
             "reconstruction",

@@ -1,4 +1,4 @@
-"""Where the model encodes without learning: imagination's 8,192 contexts from the replay, and acting."""
+"""Where the model encodes: the update's 1,024 frames, imagination's 8,192 contexts from the replay, and acting."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -40,17 +40,43 @@ def _call(
     index_N: Tensor | None,
     mean_YXP: Tensor | None,
     weight_OPYX: Tensor,
-    bias_O: Tensor,
+    bias_O: Tensor | None,
     dtype: torch.dtype,
-    activation: Activation = "relu",
+    activation: Activation | None = "relu",
 ) -> Tensor:
     return first_conv(frames_MYXP, index_N, mean_YXP, weight_OPYX, bias_O, dtype, torch.channels_last, activation)
+
+
+def _raw(draw: Draw, *sizes: int) -> tuple[Tensor | torch.dtype | None, ...]:
+    frames_MYXP, index_N, mean_YXP, weight_OPYX, _, dtype = _gathered(draw, *sizes)
+    assert isinstance(weight_OPYX, Tensor)
+    return frames_MYXP, index_N, mean_YXP, draw.leaf(weight_OPYX), None, dtype
+
+
+def _raw_centred(draw: Draw, *sizes: int) -> tuple[Tensor | torch.dtype | None, ...]:
+    frames_MYXP, index_N, mean_YXP, weight_OPYX, _, dtype = _centred(draw, *sizes)
+    assert isinstance(weight_OPYX, Tensor)
+    return frames_MYXP, index_N, mean_YXP, draw.leaf(weight_OPYX), None, dtype
+
+
+def _raw_floors(*inputs: Tensor) -> tuple[float, ...]:
+    # The products that are added, of pixels of at most 1: of one window, and of all that meet a weight.
+    weight_OPYX = inputs[3]
+    return weight_OPYX.detach().abs().sum((1, 2, 3)).max().item(), *(
+        grad_NOYX.abs().sum((0, 2, 3)).max().item() for grad_NOYX in inputs[6:]
+    )
 
 
 def _floors(*inputs: Tensor) -> tuple[float, ...]:
     # The products that are added, of pixels of at most 1, with the bias.
     weight_OPYX, bias_O = inputs[3:5]
     return (weight_OPYX.abs().sum((1, 2, 3)).max().item() + bias_O.abs().max().item(),)
+
+
+def _learned_cost(N: int) -> Cost:
+    """Forward as below; backward reads frames and gradient."""
+    once = _cost(N)
+    return Cost(2 * once.flops, 2 * once.bytes)
 
 
 def _cost(N: int) -> Cost:
@@ -73,7 +99,6 @@ SPECS = (
         small={name: sizes[1:] for name, sizes in _SMALL.items()},
         full={
             "act": Use("first convolution, 1 frame", (1, FILTERS, *FRAME), _cost(1)),
-            "batch": Use("first convolution, 1024 frames", (1024, FILTERS, *FRAME), _cost(1024)),
         },
         floors=_floors,
         dtypes=(torch.float32, torch.bfloat16),  # a CPU has no convolution of float16
@@ -105,6 +130,31 @@ SPECS = (
         floors=_floors,
         dtypes=(torch.float32, torch.bfloat16),
     ),
+    Spec(
+        "first_conv.raw",
+        partial(_call, activation=None),
+        _raw,
+        small=_SMALL,
+        full={
+            "train": Use(
+                "first convolution and its filters' gradient, 1024 frames",
+                (1024, 1024, FILTERS, *FRAME),
+                _learned_cost(1024),
+                learns=True,
+            )
+        },
+        floors=_raw_floors,
+        dtypes=(torch.float32, torch.bfloat16),
+    ),
+    Spec(
+        "first_conv.raw_centred",
+        partial(_call, activation=None),
+        _raw_centred,
+        small=_SMALL,
+        full={},
+        floors=_raw_floors,
+        dtypes=(torch.float32, torch.bfloat16),
+    ),
 )
 
 
@@ -122,4 +172,18 @@ def _least_dots(given: Mapping[str, Any], num_warps: int, architecture: int) -> 
     return rows * columns // (16 * 8 * num_warps) * steps
 
 
-BUDGETS = {"_first_conv_fwd": Budget(216, 17, _least_dots)}
+def _least_gradient_dots(given: Mapping[str, Any], num_warps: int, architecture: int) -> int:
+    """As `_least_dots`, of one tile: K rows, and as deep as the tile has pixels."""
+    rows, columns, depth = 4 * int(given["BLOCK_J"]), int(given["BLOCK_O"]), int(given["BLOCK_M"])
+    is_float32 = given["grad_ptr"].dtype == torch.float32
+    steps = depth // (8 if is_float32 else 16) * (3 if is_float32 else 1)
+    if architecture >= 90:
+        return max(1, rows // (128 if architecture >= 100 else 64)) * steps
+    return max(1, rows * columns // (16 * 8 * num_warps)) * steps
+
+
+BUDGETS = {
+    "_first_conv_fwd": Budget(216, 17, _least_dots),
+    "_filters_bwd": Budget(216, 33, _least_gradient_dots),
+    "_filters_reduce": Budget(128),
+}

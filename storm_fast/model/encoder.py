@@ -6,7 +6,6 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from storm_fast.kernels import frames
 from storm_fast.kernels.activation import Activation
 from storm_fast.kernels.conv_relu import conv_relu
 from storm_fast.kernels.first_conv import first_conv
@@ -45,10 +44,14 @@ class Encoder(nn.Module):
             mean_YXP: subtracted from the frames on the scale where they are [0, 1].
             layout: memory format of images and activations.
         """
-        x_NPYX = frames.gather(frames_MYXP, index_N, mean_YXP, _products_dtype(frames_MYXP), layout)
-        for conv, norm in zip(self.convs, self.norms, strict=True):
+        first, *others = cast("list[nn.Conv2d]", list(self.convs))
+        dtype = _products_dtype(frames_MYXP)
+        x_NPYX = first_conv(frames_MYXP, index_N, mean_YXP, first.weight, None, dtype, layout, activation=None)
+        x_NPYX = self.norms[0](x_NPYX)
+        for conv, norm in zip(others, self.norms[1:], strict=True):
             x_NPYX = norm(conv(x_NPYX))
-        return x_NPYX.flatten(1)
+        embedding_NE: Tensor = x_NPYX.flatten(1)
+        return embedding_NE
 
     def folded(
         self,

@@ -117,7 +117,7 @@ def test_kernel_keeps_nan() -> None:
 
 
 @pytest.mark.usefixtures("triton")
-def test_where_a_gradient_is_wanted_it_is_the_definitions(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gradient_behind_bias_and_activation_is_the_definitions(monkeypatch: pytest.MonkeyPatch) -> None:
     frames_MYXP, bias_O = random_frames(2, 6, 6, 3, seed=0), randn(4, seed=1)
     weight_OPYX = randn(4, 3, 4, 4, seed=2).requires_grad_()
     monkeypatch.setattr(kernel, "first_conv_fwd", None)
@@ -149,3 +149,75 @@ def test_what_does_not_fit_raises() -> None:
         first_conv(frames_MYXP, None, None, weight_OPYX, bias_O, torch.float64, last)
     with pytest.raises(ValueError, match="on one device"):
         first_conv(frames_MYXP, None, None, weight_OPYX.to("meta"), bias_O, f32, last)
+
+
+@given(
+    size=st.sampled_from([(2, 2), (5, 7), (9, 34), (64, 64)]),
+    p=st.sampled_from([1, 3]),
+    filters=st.sampled_from([1, 32, 33]),
+    gathers=st.booleans(),
+    centres=st.booleans(),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    layout=st.sampled_from(LAYOUTS),
+    seed=st.integers(0, 2**31 - 1),
+)
+def test_the_filters_gradient_is_as_exact_as_products_of_its_dtype(
+    size: tuple[int, int],
+    p: int,
+    filters: int,
+    gathers: bool,
+    centres: bool,
+    dtype: torch.dtype,
+    layout: torch.memory_format,
+    seed: int,
+) -> None:
+    frames_MYXP = fenced(random_frames(4, *size, p, seed=seed))
+    index_N = fenced(torch.tensor([2, 0, 2, 1], device=DEVICE)) if gathers else None
+    mean_YXP = fenced(rand(*size, p, seed=seed + 1)) if centres else None
+    grad_NOYX = randn(4, filters, size[0] // 2, size[1] // 2, seed=seed + 2).to(dtype).contiguous(memory_format=layout)
+    with guarded():
+        got = kernel.filters_bwd(grad_NOYX, frames_MYXP, index_N, mean_YXP, torch.float32)
+        again = kernel.filters_bwd(grad_NOYX, frames_MYXP, index_N, mean_YXP, torch.float32)
+    assert torch.equal(got, again)
+    leaf = torch.zeros(filters, p, 4, 4, dtype=torch.float64, device=DEVICE, requires_grad=True)
+    picked_NYXP = (frames_MYXP if index_N is None else frames_MYXP[index_N]).double() / 255
+    image_NYXP = picked_NYXP if mean_YXP is None else picked_NYXP - mean_YXP.double()
+    raw_NOYX = torch.nn.functional.conv2d(image_NYXP.permute(0, 3, 1, 2), leaf, None, 2, 1)
+    (exact,) = torch.autograd.grad(raw_NOYX, leaf, grad_NOYX.double())
+    terms = grad_NOYX.double().abs().sum((0, 2, 3)).max().item()
+    # With a mean, pixels are rounded to the dtype of the products; sums are float32.
+    rounding = torch.finfo(dtype).eps if centres else 0.0
+    assert (got.double() - exact).abs().max().item() <= (rounding + 1e-5) * terms
+
+
+def test_more_tiles_than_programs_are_added_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    frames_MYXP, grad_NOYX = random_frames(3, 64, 64, 3, seed=0), randn(3, 8, 32, 32, seed=1)
+    want = kernel.filters_bwd(grad_NOYX, frames_MYXP, None, None, torch.float32)
+    monkeypatch.setattr(kernel, "_PROGRAMS", 7)
+    got = kernel.filters_bwd(grad_NOYX, frames_MYXP, None, None, torch.float32)
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-3)
+
+
+def test_a_gradient_that_is_not_a_number_stays_in_its_filter() -> None:
+    frames_MYXP, grad_NOYX = random_frames(2, 8, 8, 3, seed=0), randn(2, 4, 4, 4, seed=1)
+    grad_NOYX[1, 2, 3, 1] = torch.nan
+    got = kernel.filters_bwd(grad_NOYX, frames_MYXP, None, None, torch.float32)
+    assert got[2].isnan().any()
+    assert got[[0, 1, 3]].isfinite().all()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", ["reference", "triton"])
+def test_the_definition_scales_centres_and_moves_colours_first(layout: torch.memory_format, name: str) -> None:
+    obs_NYXP, mean_YXP = random_frames(4, 3, 5, 3, seed=0), rand(3, 5, 3, seed=1)
+    index_N = torch.tensor([2, 0, 2], device=DEVICE)
+    got = reference.gather(obs_NYXP, index_N, mean_YXP, torch.float32, layout)
+    for n, row in enumerate(index_N.tolist()):
+        want = (obs_NYXP[row].double() / 255 - mean_YXP.double()).permute(2, 0, 1)
+        torch.testing.assert_close(got[n].double(), want, rtol=0, atol=2e-7)
+    assert got.is_contiguous(memory_format=layout)
+    weight_OPYX = torch.zeros(1, 3, 4, 4, device=DEVICE)
+    weight_OPYX[0, 1, 1, 1] = 1  # what lies at even rows and columns of the second colour
+    with using(name):  # type: ignore[arg-type]
+        picked = first_conv(obs_NYXP, index_N, mean_YXP, weight_OPYX, None, torch.float32, layout, activation=None)
+    torch.testing.assert_close(picked[:, 0], got[:, 1, :2:2, :4:2], rtol=1e-6, atol=1e-6)

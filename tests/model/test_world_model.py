@@ -152,11 +152,11 @@ def test_centring_subtracts_at_the_encoder_and_adds_after_the_decoder() -> None:
     model.center_on(mean_YXP)
     torch.testing.assert_close(model.decode(z_NZ), plain_NPYX + mean_YXP.permute(2, 0, 1))
     seen: list[Tensor] = []
-    model.encoder.convs[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    model.encoder.norms[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     b = networks.batch()
     model(b.obs_BTYXP, b.action_BT, networks.uniforms(3, 7, G))
-    want = (b.obs_BTYXP.flatten(0, 1).float() / 255 - mean_YXP).permute(0, 3, 1, 2)
-    torch.testing.assert_close(seen[0], want)
+    image_NPYX = (b.obs_BTYXP.flatten(0, 1).float() / 255 - mean_YXP).permute(0, 3, 1, 2)
+    torch.testing.assert_close(seen[0], model.encoder.convs[0](image_NPYX))
 
 
 def test_bf16_errs_little_from_float32() -> None:
