@@ -21,6 +21,7 @@ from tqdm import tqdm
 from storm_fast.config import Config
 from storm_fast.console import say
 from storm_fast.engine import build, scripted
+from storm_fast.engine.narrow import narrowed
 from storm_fast.engine.precision import Precision, choose
 from storm_fast.engine.probe import reward_probe
 from storm_fast.engine.turn import Turn, first_frames
@@ -114,7 +115,8 @@ def evaluate(run: Run, step: int, command: Command) -> dict[str, Any]:
     generator = torch.Generator(precision.device).manual_seed(command.seed)
     quota = command.episodes // command.num_envs
     # Far from the seeds of training, which are small.
-    returns = play(collector, policy, quota, command.seed + 1_000_000, generator, precision)
+    with narrowed(precision, world_model, agent):  # folded and rounded once, not at each step
+        returns = play(collector, policy, quota, command.seed + 1_000_000, generator, precision)
     score = float(np.mean(returns))
     scores, game = published(), config.atari_game
     result = {

@@ -10,12 +10,13 @@ reads what it makes. Parameters, checkpoints and optimiser know nothing of it.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from storm_fast.engine.precision import Precision
 from storm_fast.model.encoder import Encoder
 from storm_fast.model.margin import shape_with_margin
 
@@ -86,6 +87,16 @@ class Narrow:
             owner._parameters[name] = narrow if stands else wide  # type: ignore[assignment]  # a leaf, as the other is
         for encoder, folded in zip(self._encoders, self._folded, strict=True):
             encoder.kept = folded if stands else None
+
+
+@contextmanager
+def narrowed(precision: Precision, *modules: nn.Module) -> Iterator[None]:
+    """A block in which copies of the weights as they are now stand in modules that do not learn; none in float32."""
+    with ExitStack() as stack:
+        if precision.dtype == torch.bfloat16:
+            for module in modules:
+                stack.enter_context(Narrow(module).standing())
+        yield
 
 
 def _pairs(module: nn.Module) -> Iterator[_Pair]:

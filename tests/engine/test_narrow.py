@@ -9,7 +9,7 @@ from torch import Tensor
 
 from storm_fast.config import preset
 from storm_fast.engine import learn
-from storm_fast.engine.narrow import Narrow
+from storm_fast.engine.narrow import Narrow, narrowed
 from storm_fast.engine.optimizer import Optimizer
 from storm_fast.engine.precision import choose
 from storm_fast.model import margin
@@ -114,3 +114,17 @@ def test_what_changes_copies_in_the_place_of_parameters_is_not_lost_without_a_wo
     optimizer = Optimizer(agent, 1e-2, eps=1e-5, clip=1.0, narrow=True)
     with optimizer.standing(), pytest.raises(RuntimeError, match="want parameters to round; got their copies"):
         optimizer.refresh()
+
+
+def test_what_only_acts_reads_copies_too_and_the_same_latents() -> None:
+    model = world_model().eval()
+    b = networks.batch()
+    u_BTG = torch.rand(*b.action_BT.shape, 4)
+    found = []
+    for precision in (choose("cpu", "fp32"), BF16):
+        with torch.no_grad(), narrowed(precision, model), BF16.autocast():
+            assert (model.encoder.kept is not None) == (precision == BF16)
+            assert model.posterior.weight.dtype == precision.dtype
+            found.append(model.encode(b.obs_BTYXP, u_BTG))
+    assert torch.equal(*found)
+    assert model.encoder.kept is None
