@@ -215,24 +215,34 @@ FAULTS = {
     "conv_relu: tail not masked": Fault(
         "conv_relu", "conv_relu-tail-masked", "tl.store(out_ptr + o, y.to(out_ptr.dtype.element_ty))"
     ),
-    "reconstruction: not scaled": Fault(
-        "reconstruction",
-        "reconstruction-scaled",
-        "return image - tl.load(obs_ptr + n * (PIXELS * P) + i, mask=is_kept, other=0).to(tl.float32) / 256.0",
+    "deconv_error: a column beyond the border read": Fault(
+        "deconv_error",
+        "deconv-border",
+        "is_in_M = (m < PIXELS) & (i_M + di >= 0) & (i_M + di < Y) & (j_M + dj >= 0) & (j_M + dj <= X)",
     ),
-    "reconstruction: rows and colours exchanged": Fault(
-        "reconstruction",
-        "reconstruction-rows-colours",
-        "i = o if CHANNELS_LAST else (o // P) + (o % P) * PIXELS  # place in the observation's frame",
+    "deconv_error: rows and columns of the filter exchanged": Fault(
+        "deconv_error", "deconv-taps", "ky_Q, kx_Q = px_Q + 1 - 2 * dj, py_Q + 1 - 2 * di"
     ),
-    "reconstruction: only a frame's last tile counted": Fault(
-        "reconstruction", "reconstruction-only-frame", "sum_O = error_O * error_O"
+    "deconv_error: filters turned": Fault(
+        "deconv_error", "deconv-taps", "ky_Q, kx_Q = py_Q + 1 + 2 * di, px_Q + 1 + 2 * dj"
     ),
-    "reconstruction backward: factor 2 missing": Fault(
-        "reconstruction", "reconstruction-backward-factor", "out_O = tl.load(grad_ptr + n) * error_O"
+    "deconv_error: bias of the wrong colour": Fault(
+        "deconv_error",
+        "deconv-bias",
+        "y_MQ += tl.load(bias_ptr + 0 * p_Q, mask=q < 4 * P, other=0.0).to(tl.float32)[None, :]",
     ),
-    "reconstruction backward: every frame the first one's gradient": Fault(
-        "reconstruction", "reconstruction-backward-factor", "out_O = 2.0 * tl.load(grad_ptr) * error_O"
+    "deconv_error: mean missing": Fault("deconv_error", "deconv-mean", "y_MQ += 0.0"),
+    "deconv_error: not scaled": Fault(
+        "deconv_error",
+        "deconv-scaled",
+        "d_MQ = y_MQ - tl.load(obs_ptr + frame + o_MQ, mask=is_kept_MQ, other=0).to(tl.float32) / 256.0",
+    ),
+    "deconv_error: pixels of the tail in the sums": Fault("deconv_error", "deconv-tail", "d_MQ = d_MQ + 0.0"),
+    "deconv_error: sums of all colours": Fault(
+        "deconv_error", "deconv-colour", "tl.store(sum_ptr + n * P + p, tl.sum(colour_Q, 0))"
+    ),
+    "deconv_error backward: every frame the first one's gradient": Fault(
+        "first_conv", "filters-bwd-scale-of", "x_MK *= tl.load(scale_ptr)"
     ),
     "norm: eps missing": Fault(
         "norm", "norm-eps-missing", "rstd_N = 1.0 / tl.sqrt(tl.sum(off_ND * off_ND, 1) / D + 0.0 * eps)"

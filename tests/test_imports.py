@@ -81,7 +81,7 @@ def test_the_sources_are_found() -> None:
             "first_conv",
             "lambda_return",
             "norm",
-            "reconstruction",
+            "deconv_error",
             "twohot",
         )
     }

@@ -52,6 +52,7 @@ def _first_conv_fwd(
     mean_ptr,
     weight_ptr,
     bias_ptr,
+    scale_ptr,
     out_ptr,
     Y: tl.constexpr,
     X: tl.constexpr,
@@ -61,6 +62,7 @@ def _first_conv_fwd(
     MEAN: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     BIAS: tl.constexpr,
+    SCALE: tl.constexpr,
     RELU: tl.constexpr,
     SILU: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -83,7 +85,9 @@ def _first_conv_fwd(
     )
     DTYPE: tl.constexpr = out_ptr.dtype.element_ty
     y_MO = tl.dot(x_MK.to(DTYPE), weight_KO.to(DTYPE), input_precision="tf32x3")
-    if not MEAN:
+    if SCALE:
+        y_MO = y_MO * tl.load(scale_ptr + n)
+    elif not MEAN:
         # mutation first_conv-scaled
         y_MO = y_MO / 255.0  # not before: 0 to 255 are exact in every dtype, their quotients are not
     if BIAS:
@@ -103,6 +107,7 @@ def _filters_bwd(
     frames_ptr,
     index_ptr,
     mean_ptr,
+    scale_ptr,
     grad_ptr,
     part_ptr,
     tiles,
@@ -112,6 +117,7 @@ def _filters_bwd(
     FILTERS: tl.constexpr,
     GATHER: tl.constexpr,
     MEAN: tl.constexpr,
+    SCALE: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_J: tl.constexpr,
@@ -130,11 +136,13 @@ def _filters_bwd(
         m = tl.where(tile < tiles, (tile % TILES) * BLOCK_M + tl.arange(0, BLOCK_M), PIXELS)
         frame = tl.load(index_ptr + n, mask=tile < tiles, other=0) if GATHER else n  # mutation filters-bwd-index
         x_MK = _pixels(frames_ptr, mean_ptr, frame, m, k, Y, X, P, MEAN, BLOCK_J)
+        if SCALE:
+            x_MK *= tl.load(scale_ptr + n, mask=tile < tiles, other=0.0)  # mutation filters-bwd-scale-of
         place_MO = m[:, None] * FILTERS + o[None, :] if CHANNELS_LAST else m[:, None] + o[None, :] * PIXELS
         is_kept_MO = (m < PIXELS)[:, None] & (o < FILTERS)[None, :]  # mutation filters-bwd-tail
         grad_MO = tl.load(grad_ptr + n * (PIXELS * FILTERS) + place_MO, mask=is_kept_MO, other=0.0)
         sum_KO = tl.dot(tl.trans(x_MK.to(DTYPE)), grad_MO, sum_KO, input_precision="tf32x3")
-    if not MEAN:
+    if not (MEAN or SCALE):
         sum_KO = sum_KO / 255.0  # mutation filters-bwd-scaled
     place_KO = (tl.program_id(0) * 4 * BLOCK_J + k)[:, None] * FILTERS + o[None, :]
     tl.store(part_ptr + place_KO, sum_KO, mask=(o < FILTERS)[None, :])
@@ -183,8 +191,12 @@ def first_conv_fwd(
     dtype: torch.dtype,
     is_channels_last: bool,
     activation: str = "relu",
+    scale_N: Tensor | None = None,
 ) -> Tensor:
-    """y_NOYX; without an index, of all frames in order. The activation is relu, silu or none."""
+    """y_NOYX; without an index, of all frames in order. The activation is relu, silu or none.
+
+    With a scale the frames are numbers, not bytes, and each one's result is multiplied by its own.
+    """
     M, Y, X, P = frames_MYXP.shape
     filters = weight_OPYX.shape[0]
     N = M if index_N is None else index_N.shape[0]
@@ -200,6 +212,7 @@ def first_conv_fwd(
         frames_MYXP if mean_YXP is None else mean_YXP.contiguous(),
         weight_OPYX.permute(0, 2, 3, 1).contiguous(),  # a view where the model's weights are in channels_last
         out if bias_O is None else bias_O.contiguous(),
+        out if scale_N is None else scale_N.contiguous(),
         out,
         Y,
         X,
@@ -209,6 +222,7 @@ def first_conv_fwd(
         MEAN=mean_YXP is not None,
         CHANNELS_LAST=is_channels_last,
         BIAS=bias_O is not None,
+        SCALE=scale_N is not None,
         RELU=activation == "relu",
         SILU=activation == "silu",
         BLOCK_M=block_M,
@@ -225,8 +239,12 @@ def filters_bwd(
     index_N: Tensor | None,
     mean_YXP: Tensor | None,
     dtype: torch.dtype,
+    scale_N: Tensor | None = None,
 ) -> Tensor:
-    """The gradient of the filters, [O, P, 4, 4] of `dtype` in channels_last; products are in the dtype of `grad`."""
+    """The gradient of the filters, [O, P, 4, 4] of `dtype` in channels_last; products are in the dtype of `grad`.
+
+    With a scale the frames are numbers, not bytes, and each is multiplied by its own.
+    """
     _, Y, X, P = frames_MYXP.shape
     N, filters = grad_NOYX.shape[:2]
     is_channels_last = grad_NOYX.is_contiguous(memory_format=torch.channels_last)
@@ -241,6 +259,7 @@ def filters_bwd(
         frames_MYXP,
         frames_MYXP if index_N is None else index_N.contiguous(),
         frames_MYXP if mean_YXP is None else mean_YXP.contiguous(),
+        part if scale_N is None else scale_N.contiguous(),
         dense,
         part,
         tiles,
@@ -250,6 +269,7 @@ def filters_bwd(
         filters,
         GATHER=index_N is not None,
         MEAN=mean_YXP is not None,
+        SCALE=scale_N is not None,
         CHANNELS_LAST=is_channels_last,
         BLOCK_M=block_M,
         BLOCK_J=block_J,

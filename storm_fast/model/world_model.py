@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from storm_fast.config import ModelConfig
 from storm_fast.data.replay import Batch
-from storm_fast.kernels import categorical, reconstruction, twohot
+from storm_fast.kernels import categorical, twohot
 from storm_fast.model.decoder import Decoder
 from storm_fast.model.encoder import GRID, Encoder
 from storm_fast.model.losses import weighted_total
@@ -21,7 +21,7 @@ class Predictions(NamedTuple):
     embedding_BTE: Tensor
     post_logits_BTGC: Tensor  # before softmax and unimix, as are the prior's
     z_BTZ: Tensor
-    image_BTPYX: Tensor
+    painted_NCYX: Tensor  # the decoder's last activations, of all B * T steps; `image` makes frames of them
     h_BTD: Tensor
     prior_logits_BTGC: Tensor
     reward_logits_BTV: Tensor  # with the margin of the head's weights, if they have one, behind the bins
@@ -84,7 +84,7 @@ class WorldModel(nn.Module):
             embedding_NE.unflatten(0, (B, T)),
             post_logits_BTGC,
             z_BTZ,
-            self.decode(decoded_BTZ.flatten(0, 1)).unflatten(0, (B, T)),
+            self.decoder(decoded_BTZ.flatten(0, 1), self.layout),
             h_BTD,
             prior_logits_BTGC,
             self.reward_head(features_BTF),
@@ -94,7 +94,9 @@ class WorldModel(nn.Module):
     def loss(self, batch: Batch, predicted: Predictions) -> tuple[Tensor, dict[str, Tensor]]:
         """The world model's loss (STORM eq. 3) and its parts, averaged over batch and time, all 0-d float32."""
         c = self.config
-        squared_BT = reconstruction.squared_error(predicted.image_BTPYX, batch.obs_BTYXP)
+        obs_NYXP = batch.obs_BTYXP.flatten(0, 1)
+        squared_N = self.decoder.squared_error(predicted.painted_NCYX, self._mean_YXP, obs_NYXP)
+        squared_BT = squared_N.unflatten(0, batch.action_BT.shape)
         if c.decoder_input == "prior":
             squared_BT = squared_BT[:, 1:]
         end_BT = batch.end_BT.float()
@@ -137,7 +139,11 @@ class WorldModel(nn.Module):
 
     def decode(self, z_NZ: Tensor) -> Tensor:
         """Frames image_NPYX on the scale where the observation is [0, 1], unbounded."""
-        image_NPYX: Tensor = self.decoder(z_NZ, self.layout)
+        return self.image(self.decoder(z_NZ, self.layout))
+
+    def image(self, painted_NCYX: Tensor) -> Tensor:
+        """Frames image_NPYX of the decoder's last activations."""
+        image_NPYX = self.decoder.image(painted_NCYX)
         if self.config.center_frames:
             image_NPYX = image_NPYX + self.mean_frame.permute(2, 0, 1)
         return image_NPYX

@@ -189,6 +189,7 @@ def check_world_model_update(golden: Golden, low_kl: bool) -> Iterator[Line]:
     )
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     predicted = model(batch.obs_BTYXP, batch.action_BT, golden.tensor("wm_low_kl_uniform" if low_kl else "wm_uniform"))
+    image_BTPYX = model.image(predicted.painted_NCYX).unflatten(0, predicted.end_logit_BT.shape)
     loss, metrics = model.loss(batch, predicted)
     optimizer = Optimizer(model, golden.config.model.model_lr, eps=1e-8, clip=golden.config.model.model_clip)
     optimizer.backward(loss)
@@ -211,7 +212,7 @@ def check_world_model_update(golden: Golden, low_kl: bool) -> Iterator[Line]:
     unimix = golden.config.model.unimix
     yield golden.output("wm_out_embedding", predicted.embedding_BTE)
     yield golden.output("wm_out_posterior_logits", categorical.probabilities(predicted.post_logits_BTGC, unimix).log())
-    yield golden.output("wm_out_reconstruction", predicted.image_BTPYX)
+    yield golden.output("wm_out_reconstruction", image_BTPYX)
     yield golden.output("wm_out_hidden", predicted.h_BTD)
     yield golden.output("wm_out_prior_logits", categorical.probabilities(predicted.prior_logits_BTGC, unimix).log())
     yield golden.output("wm_out_reward_logits", predicted.reward_logits_BTV)

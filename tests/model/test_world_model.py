@@ -58,10 +58,15 @@ def test_encoding_uses_running_statistics_and_leaves_them() -> None:
     assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
 
 
+def frames(model: WorldModel, predicted: Predictions) -> Tensor:
+    """What was decoded, image_BTPYX."""
+    return model.image(predicted.painted_NCYX).unflatten(0, predicted.end_logit_BT.shape)
+
+
 def test_the_encoder_learns_through_the_sample() -> None:
     model = networks.world_model()
     predicted = predict(model)
-    predicted.image_BTPYX.square().sum().backward()
+    model.image(predicted.painted_NCYX).square().sum().backward()
     assert model.encoder.convs[0].weight.grad.abs().sum() > 0
     assert model.posterior.weight.grad.abs().sum() > 0
 
@@ -74,7 +79,7 @@ def test_losses_are_the_equations_written_out() -> None:
     end_BT = b.end_BT.double()
     logit_BT = p.end_logit_BT.double()
     by_hand = {
-        "reconstruction": ((p.image_BTPYX.double() - target) ** 2).flatten(2).sum(-1).mean(),
+        "reconstruction": ((frames(model, p).double() - target) ** 2).flatten(2).sum(-1).mean(),
         "reward": twohot.loss(p.reward_logits_BTV, b.reward_BT).mean(),
         "end": -(end_BT * logit_BT.sigmoid().log() + (1 - end_BT) * (-logit_BT).sigmoid().log()).mean(),
         "kl": categorical.kl(p.post_logits_BTGC[:, 1:], p.prior_logits_BTGC[:, :-1], 0.01).mean(),
@@ -111,10 +116,10 @@ def test_decoder_at_rear_reconstructs_what_the_prior_predicts() -> None:
     p = predict(model, u_prior=True)
     guess_BTZ = categorical.sample(p.prior_logits_BTGC, networks.uniforms(2, 3, 7, G)[1], 0.01).flatten(2)
     decoded_BTZ = torch.cat([p.z_BTZ[:, :1], guess_BTZ[:, :-1]], 1)
-    torch.testing.assert_close(p.image_BTPYX, model.decode(decoded_BTZ.flatten(0, 1)).unflatten(0, (3, 7)))
+    torch.testing.assert_close(frames(model, p), model.decode(decoded_BTZ.flatten(0, 1)).unflatten(0, (3, 7)))
     _, parts = model.loss(b, p)
     target = b.obs_BTYXP.permute(0, 1, 4, 2, 3).float() / 255
-    want = (p.image_BTPYX - target)[:, 1:].square().sum((2, 3, 4)).mean()
+    want = (frames(model, p) - target)[:, 1:].square().sum((2, 3, 4)).mean()
     torch.testing.assert_close(parts["reconstruction"], want.detach())
     with pytest.raises(ValueError, match="u_prior_BTG"):
         predict(model)
@@ -178,8 +183,8 @@ def test_zero_outputs_start_the_decoder_and_the_reward_head_at_zero_and_leave_th
     zero, other = networks.world_model(zero_outputs=True), networks.world_model()
     u_BTG = torch.rand(1, 3, G)
     predicted = zero(frame_N, action_N, u_BTG)
-    assert not predicted.image_BTPYX.any()
+    assert not zero.image(predicted.painted_NCYX).any()
     assert not predicted.reward_logits_BTV.any()
     assert predicted.prior_logits_BTGC.any()
-    assert other(frame_N, action_N, u_BTG).image_BTPYX.any()
+    assert other.image(other(frame_N, action_N, u_BTG).painted_NCYX).any()
     assert other(frame_N, action_N, u_BTG).reward_logits_BTV.any()
