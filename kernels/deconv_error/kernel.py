@@ -50,8 +50,8 @@ def _deconv_error_fwd(
     i_M, j_M = m // X, m % X
     y_MQ = tl.zeros([BLOCK_M, BLOCK_Q], tl.float32)
     for tap in tl.static_range(9):
-        di: tl.constexpr = tap // 3 - 1
-        dj: tl.constexpr = tap % 3 - 1
+        di = tap // 3 - 1
+        dj = tap % 3 - 1
         # mutation deconv-border
         is_in_M = (m < PIXELS) & (i_M + di >= 0) & (i_M + di < Y) & (j_M + dj >= 0) & (j_M + dj < X)
         pixel_M = (i_M + di) * X + j_M + dj

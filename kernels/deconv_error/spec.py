@@ -79,8 +79,8 @@ SPECS = (
 
 
 def _least_dots(given: Mapping[str, Any], num_warps: int, architecture: int) -> int:
-    """Nine products, each as first_conv.spec counts one."""
-    rows, columns, depth = int(given["BLOCK_M"]), int(given["BLOCK_Q"]), int(given["BLOCK_C"])
+    """Nine products, each as first_conv.spec counts one, without tiles of columns that are padding."""
+    rows, columns, depth = int(given["BLOCK_M"]), -(-4 * int(given["P"]) // 8) * 8, int(given["BLOCK_C"])
     is_float32 = given["x_ptr"].dtype == torch.float32
     steps = 9 * (depth // (8 if is_float32 else 16)) * (3 if is_float32 else 1)
     if architecture >= 90:

@@ -221,3 +221,18 @@ def test_the_definition_scales_centres_and_moves_colours_first(layout: torch.mem
     with using(name):  # type: ignore[arg-type]
         picked = first_conv(obs_NYXP, index_N, mean_YXP, weight_OPYX, None, torch.float32, layout, activation=None)
     torch.testing.assert_close(picked[:, 0], got[:, 1, :2:2, :4:2], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_frames_of_numbers_are_scaled_each_by_its_own(dtype: torch.dtype) -> None:
+    numbers_NYXP, scale_N = randn(3, 6, 10, 3, seed=0).to(dtype), randn(3, seed=1)
+    weight_OPYX, grad_NOYX = randn(5, 3, 4, 4, seed=2).to(dtype), randn(3, 5, 3, 5, seed=3).to(dtype)
+    got = kernel.first_conv_fwd(numbers_NYXP, None, None, weight_OPYX, None, dtype, True, "none", scale_N)
+    image_NPYX = numbers_NYXP.double().permute(0, 3, 1, 2)
+    leaf = weight_OPYX.double().requires_grad_()
+    raw_NOYX = torch.nn.functional.conv2d(image_NPYX, leaf, None, 2, 1) * scale_N.double()[:, None, None, None]
+    (exact,) = torch.autograd.grad(raw_NOYX, leaf, grad_NOYX.double())
+    rounding = {"rtol": 1e-5, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 2**-7, "atol": 0.05}
+    torch.testing.assert_close(got.double(), raw_NOYX.detach(), **rounding)
+    bwd = kernel.filters_bwd(grad_NOYX, numbers_NYXP, None, None, torch.float32, scale_N)
+    torch.testing.assert_close(bwd.double(), exact, rtol=0.02, atol=0.1 if dtype == torch.bfloat16 else 1e-4)
