@@ -184,6 +184,6 @@ def _least_gradient_dots(given: Mapping[str, Any], num_warps: int, architecture:
 
 BUDGETS = {
     "_first_conv_fwd": Budget(216, 21, _least_dots),
-    "_filters_bwd": Budget(216, 49, _least_gradient_dots),
+    "_filters_bwd": Budget(240, 49, _least_gradient_dots),
     "_filters_reduce": Budget(128),
 }
