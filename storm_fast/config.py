@@ -1,8 +1,9 @@
-"""Every hyper-parameter, with its unit and its source, and the presets `storm`, `paper`, `tiny` and `lean`.
+"""Every hyper-parameter, with its unit and its source, and the presets `storm`, `paper`, `tiny`, `lean` and `plus`.
 
 `storm` follows the released code, which produced the published scores; `paper` follows the paper's equations
 where the two differ; `tiny` is small enough to learn Freeway on two CPU cores in minutes; `lean` is the authors'
-later recipe. Sources: "Table 10" and "eq." are STORM's; "released" is the authors' code. Fields marked DEVIATION change
+later recipe, `plus` that with single changes that others published. Sources: "Table 10" and "eq." are STORM's;
+"released" is the authors' code. Fields marked DEVIATION change
 numerics or order against the released code; their defaults do not.
 """
 
@@ -93,6 +94,10 @@ class ModelConfig:
     the probe of probe.py stayed near 0.6 at 0.5"""
     representation_weight: float = 0.1
     """beta_2, factor of the representation loss (eq. 3)"""
+    loss_balance: Literal["fixed", "harmonised"] = "fixed"
+    """`fixed`: the losses count as their weights say (eq. 3). `harmonised`: reconstruction, reward and KL, each with
+    its weights, are divided by a learned scale, L / sigma + log(1 + sigma) (HarmonyDream, Ma et al. 2024, eq. 5), so
+    that none drowns the others; the loss of ends is not. Published for DreamerV3 on Atari 100k: +0.135 IQM"""
     free_nats: float = 1.0
     """KL in nats below which it is not reduced further (eq. 5)"""
     free_nats_per: Literal["batch", "step"] = "batch"
@@ -430,7 +435,20 @@ def _lean() -> Config:
     )
 
 
-PRESETS = {"storm": Config, "paper": _paper, "tiny": _tiny, "lean": _lean}
+def _plus() -> Config:
+    """`lean` with changes that others found to help: learned scales of the losses (`loss_balance`), and in imagination
+    V(s_{t+1}) in the lambda-return and ends that count by their probability, both as in DV3. Not scored yet.
+    """
+    lean = _lean()
+    return replace(
+        lean,
+        preset="plus",
+        model=replace(lean.model, loss_balance="harmonised"),
+        agent=replace(lean.agent, bootstrap="next", imagined_end="weighted"),
+    )
+
+
+PRESETS = {"storm": Config, "paper": _paper, "tiny": _tiny, "lean": _lean, "plus": _plus}
 
 
 def preset(name: str) -> Config:
@@ -444,6 +462,7 @@ _ADDED = {
     "env_id",
     "noops",
     "conv_activation",
+    "loss_balance",
     "agent_layers",
     "agent_activation",
     "agent_updates",

@@ -68,7 +68,7 @@ def demonstration(**changes: Any) -> dict[str, Any]:
         ({"game": "space_invaders"}, ["got 'space_invaders'", "did you mean SpaceInvaders"]),
         ({"game": "pong"}, ["got 'pong'", "did you mean Pong"]),
         ({"game": ""}, ["want a game of ALE; got ''"]),
-        ({"preset": "huge"}, ["want a preset of storm, paper, tiny, lean; got 'huge'"]),
+        ({"preset": "huge"}, ["want a preset of storm, paper, tiny, lean, plus; got 'huge'"]),
         ({"num-envs": 0}, ["want --num-envs of at least 1; got 0"]),
         ({"heads": 3}, ["want --width divisible by --heads; got (16, 3)"]),
         ({"heads": 0}, ["--heads"]),

@@ -7,7 +7,7 @@ from dataclasses import fields, is_dataclass, replace
 import pytest
 
 from storm_fast import config as module
-from storm_fast.config import Config, EnvConfig, ImagineConfig, ModelConfig, flat, from_dict, preset, to_dict
+from storm_fast.config import PRESETS, Config, EnvConfig, ImagineConfig, ModelConfig, flat, from_dict, preset, to_dict
 from storm_fast.errors import InputError
 
 
@@ -52,7 +52,7 @@ def test_every_field_is_documented() -> None:
                 assert len(text) > 20, f"{node.name}.{this.target.id}"  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("name", ["storm", "paper", "tiny", "lean"])
+@pytest.mark.parametrize("name", sorted(PRESETS))
 def test_configuration_survives_its_dictionary(name: str) -> None:
     assert from_dict(to_dict(preset(name))) == preset(name)
 
@@ -70,7 +70,7 @@ def test_a_configuration_of_a_version_without_a_field_that_was_added_since_opens
 
 
 def test_unknown_preset_says_which_there_are() -> None:
-    with pytest.raises(InputError, match="storm, paper, tiny, lean; got 'huge'"):
+    with pytest.raises(InputError, match="storm, paper, tiny, lean, plus; got 'huge'"):
         preset("huge")
 
 

@@ -10,7 +10,7 @@ from storm_fast.data.replay import Batch
 from storm_fast.kernels import categorical, twohot
 from storm_fast.model.decoder import Decoder
 from storm_fast.model.encoder import GRID, Encoder
-from storm_fast.model.losses import weighted_total
+from storm_fast.model.losses import Harmony, weighted_total
 from storm_fast.model.mlp import mlp
 from storm_fast.model.transformer import Transformer
 
@@ -48,6 +48,7 @@ class WorldModel(nn.Module):
         if config.center_frames:
             self.mean_frame: Tensor
             self.register_buffer("mean_frame", torch.zeros(frame))
+        self.harmony = Harmony() if config.loss_balance == "harmonised" else None
         self.layout = torch.contiguous_format
         if config.zero_outputs:
             with torch.no_grad():
@@ -121,8 +122,12 @@ class WorldModel(nn.Module):
             "dynamics": c.dynamics_weight,
             "representation": c.representation_weight,
         }
-        total = weighted_total(losses, weights)
-        metrics = losses | {"kl": kl, "total": total}
+        scales: dict[str, Tensor] = {}
+        if self.harmony is not None:
+            total, scales = self.harmony(losses, weights)
+        else:
+            total = weighted_total(losses, weights)
+        metrics = losses | {"kl": kl, "total": total} | scales
         return total, {name: value.detach() for name, value in metrics.items()}
 
     def encode(self, obs_BTYXP: Tensor, u_BTG: Tensor) -> Tensor:

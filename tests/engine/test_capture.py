@@ -123,6 +123,11 @@ CONFIGS: dict[str, Callable[[Config], Config]] = {
             c.model, conv_activation="silu", posterior_norm=0.0, center_frames=False, zero_outputs=False
         ),
     ),
+    "plus's losses": lambda c: replace(
+        c,
+        model=replace(c.model, loss_balance="harmonised"),
+        agent=replace(c.agent, bootstrap="next", imagined_end="weighted"),
+    ),
 }  # fmt: skip
 
 

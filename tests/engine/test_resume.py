@@ -147,14 +147,16 @@ def test_bfloat16_and_updates_at_other_rates_resume_exactly(tmp_path: Path, over
     assert_same_run(stopped, tmp_path / "whole", 96)
 
 
-def test_what_lean_adds_resumes_exactly(tmp_path: Path) -> None:
+def test_what_lean_and_plus_add_resumes_exactly(tmp_path: Path) -> None:
     config = small_config()
     config = replace(
         config,
         env=replace(config.env, noops=20),
-        model=replace(config.model, conv_activation="silu"),
+        model=replace(config.model, conv_activation="silu", loss_balance="harmonised"),
         imagine=replace(config.imagine, context_source="replay"),
-        agent=replace(config.agent, agent_updates=2, policy_loss="ratio", agent_activation="silu"),
+        agent=replace(
+            config.agent, agent_updates=2, policy_loss="ratio", agent_activation="silu", imagined_end="weighted"
+        ),
         loop=replace(config.loop, acting_at_end="clear", acting_first="zero", acting_uniform=0.3, recent_share=0.5),
     )
     whole = run_whole(tmp_path / "whole", config)

@@ -1,5 +1,7 @@
 """The world model's parts, its loss, and each of its settings in both positions."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -88,6 +90,22 @@ def test_losses_are_the_equations_written_out() -> None:
         torch.testing.assert_close(parts[name].double(), value.detach().double(), rtol=1e-5, atol=1e-6)
     rest = 0.5 * parts["dynamics"] + 0.1 * parts["representation"]
     torch.testing.assert_close(total, parts["reconstruction"] + parts["reward"] + parts["end"] + rest)
+
+
+def test_harmonised_losses_begin_as_they_are_and_learn_three_scales() -> None:
+    b = networks.batch()
+    plain, harmonised = networks.world_model(), networks.world_model(loss_balance="harmonised")
+    assert {name for name, _ in harmonised.named_parameters()} - {name for name, _ in plain.named_parameters()} == {
+        "harmony.log_scale"
+    }
+    assert plain.harmony is None
+    total, _ = plain.loss(b, predict(plain))
+    own, parts = harmonised.loss(b, predict(harmonised))
+    torch.testing.assert_close(own - total, torch.tensor(3 * math.log(2)), rtol=1e-4, atol=1e-4)
+    own.backward()
+    kl = 0.5 * parts["dynamics"] + 0.1 * parts["representation"]
+    inner = torch.stack([parts["reconstruction"], parts["reward"], kl])
+    torch.testing.assert_close(harmonised.harmony.log_scale.grad, 0.5 - inner)  # type: ignore[union-attr]
 
 
 def test_loss_weights_scale_their_terms() -> None:
